@@ -197,7 +197,7 @@ def _score(utterance_id: str, reference: str, hypothesis: str) -> UtteranceScore
     said, heard = tuple(reference.split()), tuple(hypothesis.split())
     if said == heard:
         return UtteranceScore(utterance_id, said, heard, 0, 0, 0, 0, len(reference))
-    changes = tuple(map(_change, Levenshtein.editops(said, heard).as_list()))
+    changes = tuple(map(_change, Levenshtein.editops(said, heard)))
     kinds = [kind for kind, _, _ in changes]
     return UtteranceScore(
         utterance_id,
