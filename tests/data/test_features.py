@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torchaudio
@@ -83,7 +85,7 @@ def test_streaming_equals_whole(total: int, cuts: list[int]) -> None:
     whole = fbank(audio, torch.tensor([total, total]))
     edges = [0, *sorted(min(c, total) for c in cuts), total]
     state, pieces = fbank.initial_state(2), []
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in itertools.pairwise(edges):
         piece, state = fbank.step(audio[:, start:end], state)
         pieces.append(piece)
     piece, state = fbank.step(audio[:, total:], state, final=True)
