@@ -5,6 +5,7 @@ Dimension legend: B utterances, T frames, V tokens.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -88,7 +89,7 @@ def collapse(
             tuple(confidences[start:end]),
             scores[row],
         )
-        for row, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+        for row, (start, end) in enumerate(itertools.pairwise(bounds))
     ]
 
 

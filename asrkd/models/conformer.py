@@ -145,7 +145,7 @@ class StreamingConformer(Recogniser):
         left_context_frames: int | None = None,
         want_hidden: tuple[str, ...] = (),
     ) -> ModelOutput:
-        """See :meth:`Recogniser.forward`. With ``chunk_frames=0`` the attention is unlimited, the convolutions causal."""
+        """See :meth:`Recogniser.forward`. ``chunk_frames=0``: unlimited attention; convolutions stay causal."""
         chunk = self.config.chunk_frames if chunk_frames is None else chunk_frames
         left = self.config.left_context_frames if left_context_frames is None else left_context_frames
         if chunk < 0 or left < 0:

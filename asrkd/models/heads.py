@@ -38,7 +38,8 @@ class DecoderLayer(nn.Module):
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """``(M, L, parts * D)`` to ``parts`` tensors ``(M, H, L, D / H)``."""
-        return x.unflatten(-1, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        batch, length = x.shape[:2]
+        return x.view(batch, length, parts, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
     def forward(self, x: Tensor, memory: Tensor, memory_mask: Tensor, rows: Tensor | None) -> Tensor:
         q, k, v = self._split(self.self_qkv(self.self_norm(x)), 3)

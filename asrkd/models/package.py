@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from asrkd.models.transformer import SpeechBrainConformer, SpeechBrainConformerC
 
 SCHEMA_VERSION = 1
 
-MODELS: dict[str, tuple[type[ModelConfig], type[Recogniser]]] = {
+MODELS: dict[str, tuple[type[ModelConfig], Callable[[Any, Tokenizer], Recogniser]]] = {
     "streaming_conformer": (StreamingConformerConfig, StreamingConformer),
     "speechbrain_conformer": (SpeechBrainConformerConfig, SpeechBrainConformer),
 }
@@ -64,7 +64,7 @@ def build(config: Mapping[str, Any], tokenizer: Tokenizer) -> Recogniser:
         known = ", ".join(config_class.model_fields)
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or kind}: {e['msg']}" for e in error.errors())
         raise ValueError(f"model: {wrong} (known: {known})") from None
-    return model_class(parsed, tokenizer)  # type: ignore[arg-type]
+    return model_class(parsed, tokenizer)
 
 
 def save(

@@ -53,6 +53,9 @@ class JointSearcher(S2STransformerBeamSearcher):  # type: ignore[misc]
         self.n = n
         self._alive_scores: Tensor | None = None
 
+    def set_n_out(self) -> int:
+        return self.fc.out_features
+
     def search_step(self, *args: Any, **kwargs: Any) -> Any:
         result = super().search_step(*args, **kwargs)
         self._alive_scores = result[0].sequence_scores

@@ -22,15 +22,30 @@ from asrkd.types import Frames, ModelOutput, NBest
 SIZES: dict[str, dict[str, int]] = {
     # About 1, 3.6 and 13 million parameters with a vocabulary of a few hundred tokens.
     "tiny": {
-        "d_model": 96, "num_layers": 4, "num_heads": 4, "ffn_dim": 384, "decoder_layers": 1, "subsampling_channels": 32,
+        "d_model": 96,
+        "num_layers": 4,
+        "num_heads": 4,
+        "ffn_dim": 288,
+        "decoder_layers": 1,
+        "subsampling_channels": 32,
     },
     "demo": {
-        "d_model": 144, "num_layers": 8, "num_heads": 4, "ffn_dim": 384, "decoder_layers": 2, "subsampling_channels": 32,
+        "d_model": 144,
+        "num_layers": 8,
+        "num_heads": 4,
+        "ffn_dim": 384,
+        "decoder_layers": 2,
+        "subsampling_channels": 32,
     },
     "s": {
-        "d_model": 256, "num_layers": 10, "num_heads": 4, "ffn_dim": 1024, "decoder_layers": 3, "subsampling_channels": 64,
+        "d_model": 256,
+        "num_layers": 8,
+        "num_heads": 4,
+        "ffn_dim": 768,
+        "decoder_layers": 3,
+        "subsampling_channels": 64,
     },
-}  # fmt: skip
+}
 
 
 class SpeechBrainConformerConfig(ModelConfig):

@@ -59,5 +59,5 @@ def test_padding_does_not_matter() -> None:
 
 
 def test_wrong_vocabulary_is_named() -> None:
-    with pytest.raises(ValueError, match="expected 3 tokens .* found 4"):
+    with pytest.raises(ValueError, match=r"expected 3 tokens .* found 4"):
         greedy(Frames(torch.zeros(1, 2, 4), torch.tensor([2]), 0.04), Vocabulary(tuple("abc")))
