@@ -97,7 +97,7 @@ class Fbank(nn.Module):
             return Frames(audio.new_zeros(audio.shape[0], total, self.num_mel_bins), frame_counts, self.frame_shift_s)
         # On a CPU a few rows at a time stay in the cache: twice as fast as the whole batch, and little memory.
         rows = max(1, _CPU_BLOCK_FRAMES // total) if audio.device.type == "cpu" else audio.shape[0]
-        values = torch.cat([self._log_mel(block) for block in windows.split(rows)])
+        values = torch.cat([self._log_mel(block) for block in torch.split(windows, rows)])
         beyond = torch.arange(total, device=audio.device)[None, :] >= frame_counts[:, None]
         return Frames(values.masked_fill(beyond[:, :, None], 0.0), frame_counts, self.frame_shift_s)
 
