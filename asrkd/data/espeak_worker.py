@@ -32,6 +32,7 @@ def main() -> int:
     if rate_hz <= 0:
         print(f"espeak-ng cannot start with the data in {request['data']}", file=sys.stderr)
         return 3
+    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # breath is noise, seeded by the clock otherwise
     callback_type = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
     pieces: list[bytes] = []
 
