@@ -197,39 +197,37 @@ class StreamingConformer(Recogniser):
             cached_frames=torch.zeros(batch, dtype=torch.int64, device=device),
         )
 
-    def step(self, features: Tensor, state: StudentState, lengths: Tensor | None = None) -> tuple[Tensor, StudentState]:
-        """The next chunk of B independent streams: :meth:`step_encoder` and the CTC head.
+    def step(
+        self, features: Tensor, state: StudentState, lengths: Tensor | None = None, chunk_frames: int | None = None
+    ) -> tuple[Tensor, StudentState]:
+        """The next chunk of B independent streams, or several chunks at once: :meth:`step_encoder` and the CTC head.
 
         Args:
-            features: ``(B, C * subsampling_factor, F)`` normalised features; the last chunk of a stream may be shorter.
+            features: ``(B, n * C * subsampling_factor, F)`` normalised features; the end of a stream may be shorter.
             state: From :meth:`initial_state` or the previous step.
             lengths: ``(B,)`` valid feature frames, where some rows hold the end of their stream; such a row's new
                 state is of no further use. ``None``: all are valid.
+            chunk_frames: C, output frames that see each other; ``None``: all that are given, one chunk.
 
         Returns:
-            Logits ``(B, C, V)`` and the next state.
+            Logits ``(B, n * C, V)`` and the next state.
         """
-        encoded, state = self.step_encoder(features, state, lengths)
+        encoded, state = self.step_encoder(features, state, lengths, chunk_frames)
         return self.ctc_head(encoded), state
 
     def step_encoder(
-        self, features: Tensor, state: StudentState, lengths: Tensor | None = None
+        self, features: Tensor, state: StudentState, lengths: Tensor | None = None, chunk_frames: int | None = None
     ) -> tuple[Tensor, StudentState]:
-        """As :meth:`step`, giving the encoder's output ``(B, C, D)``."""
+        """As :meth:`step`, giving the encoder's output ``(B, n * C, D)``."""
         batch, num_features = features.shape[:2]
         if lengths is None:
             lengths = torch.full((batch,), num_features, dtype=torch.int64, device=features.device)
         x, subsampling = self.subsampling(
             pad_to_multiple(features, lengths, self.subsampling_factor), state.subsampling
         )
-        chunk, left = x.shape[1], state.keys.shape[3]
-        valid = self.output_lengths(lengths)
-        # Positions count from the window's first frame: nothing depends on how long the stream has run.
-        position = torch.arange(left + chunk, device=x.device)
-        seen = (position >= left - state.cached_frames[:, None]) & (position < left + valid[:, None])
-        itself = position == left + torch.arange(chunk, device=x.device)[:, None]
-        mask = seen[:, None, None, :] | itself
-        rotary = rotary_table(left + chunk, self.config.d_model // self.config.num_heads, x.device)
+        num_frames, left = x.shape[1], state.keys.shape[3]
+        mask = self._step_mask(state.cached_frames, self.output_lengths(lengths), num_frames, left, chunk_frames)
+        rotary = rotary_table(left + num_frames, self.config.d_model // self.config.num_heads, x.device)
         keys, values, conv = [], [], []
         for index, block in enumerate(self.blocks):
             past = (state.keys[index], state.values[index], state.conv[index])
@@ -242,8 +240,22 @@ class StreamingConformer(Recogniser):
             keys=torch.stack(keys),
             values=torch.stack(values),
             conv=torch.stack(conv),
-            cached_frames=(state.cached_frames + chunk).clamp(max=left),
+            cached_frames=(state.cached_frames + num_frames).clamp(max=left),
         )
+
+    @staticmethod
+    def _step_mask(
+        cached_frames: Tensor, valid_frames: Tensor, num_frames: int, left: int, chunk_frames: int | None
+    ) -> Tensor:
+        """``(B, 1, T or 1, L + T)``. Positions count from the window's first frame, whenever the stream began."""
+        position = torch.arange(left + num_frames, device=cached_frames.device)
+        query = position[left:, None]
+        seen = (position >= left - cached_frames[:, None]) & (position < left + valid_frames[:, None])
+        mask = seen[:, None, None, :]
+        if chunk_frames is not None and chunk_frames < num_frames:
+            start = (query - left) // chunk_frames * chunk_frames
+            mask = mask & (position >= start) & (position < start + left + chunk_frames)
+        return mask | (position == query)
 
 
 def chunk_mask(lengths: Tensor, num_frames: int, chunk_frames: int, left_context_frames: int) -> Tensor:

@@ -46,6 +46,24 @@ def test_step_equals_forward(chunk: int, left: int, num_features: int, factor: i
 
 
 @torch.no_grad()
+def test_several_chunks_in_one_step_equal_chunk_by_chunk() -> None:
+    model, chunk, left = student(), 4, 10
+    features = torch.randn(1, 211, 80)
+    offline = model(
+        Frames(features, torch.tensor([211]), 0.01), chunk_frames=chunk, left_context_frames=left
+    ).ctc_logits
+    state, pieces, start = model.initial_state(1, left_context_frames=left), [], 0
+    for chunks in (3, 1, 5, 2, 9):
+        stop = start + chunks * chunk * 4
+        logits, state = model.step(features[:, start:stop], state, chunk_frames=chunk)
+        pieces.append(logits)
+        start = stop
+    streamed = torch.cat(pieces, dim=1)
+    assert streamed.shape == offline.values.shape
+    assert float((streamed - offline.values).abs().max()) < 1e-4
+
+
+@torch.no_grad()
 def test_streams_that_start_and_end_at_different_times_share_a_batch() -> None:
     model, chunk, left = student(), 4, 8
     lengths = [90, 41, 64]
