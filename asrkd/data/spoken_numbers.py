@@ -33,9 +33,9 @@ _LOG = logging.getLogger(__name__)
 
 SAMPLE_RATE_HZ = 16000
 PARTS = ("train", "dev", "test-clean", "test-other")
-_RECORD = "spoken_numbers.json"
+RECORD = "spoken_numbers.json"
 _FORMAT = 1  # raise when the same seed would give other files
-_MEAN_UTTERANCE_S = 2.75  # measured; turns minutes into a number of utterances
+_MEAN_UTTERANCE_S = 2.6  # measured; turns minutes into a number of utterances
 _MAX_CRASHES = 3  # of the library in one chapter, each costing one phrase
 
 _ACCENTS = (
@@ -182,7 +182,7 @@ def plan(seed: int, minutes: dict[str, float]) -> list[Chapter]:
     for number, part in reversed(list(enumerate(PARTS))):  # tests choose first, or they would lack the common phrases
         generator = np.random.default_rng([seed, number])
         utterances = max(2, round(minutes[part] * 60 / _MEAN_UTTERANCE_S))
-        speakers = max(2, min(round(utterances / 25), 400))
+        speakers = max(2, round(utterances / (25 if part == "train" else 15)))
         texts = _phrases(utterances, part, taken, generator)
         variants = {"train": _TRAIN_VARIANTS, "dev": _DEV_VARIANTS}.get(part, _TEST_VARIANTS)
         order = generator.permutation(len(variants))
@@ -217,7 +217,7 @@ def _draw_voice(variant: str, voices: set[Voice], generator: np.random.Generator
 
 def _claim(out: Path, record: dict[str, object]) -> None:
     """Says what ``out`` is for, or refuses if it is for something else."""
-    path = out / _RECORD
+    path = out / RECORD
     if path.exists():
         try:
             found = json.loads(path.read_text("utf-8"))
@@ -227,7 +227,7 @@ def _claim(out: Path, record: dict[str, object]) -> None:
             raise ValueError(f"{path}: expected {json.dumps(record)}, found {json.dumps(found)}; choose another folder")
         return
     if any(out.iterdir()):
-        raise ValueError(f"{out}: expected an empty folder or one with {_RECORD}, found other files")
+        raise ValueError(f"{out}: expected an empty folder or one with {RECORD}, found other files")
     write_atomically(path, (json.dumps(record) + "\n").encode())
 
 
