@@ -1,0 +1,59 @@
+"""The command line: one file a verb, each thin. Heavy imports happen inside the verbs, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+import click
+import typer
+
+app = typer.Typer(
+    name="asrkd",
+    help="Distil large speech recognisers into small streaming ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _register() -> None:
+    from asrkd.cli.demo import demo
+    from asrkd.cli.train import train
+
+    for verb in (train, demo):
+        app.command()(verb)
+
+
+_register()
+
+
+def main() -> None:
+    """Run the command line; user errors are one line on standard error and exit code 2, traceback only for bugs."""
+    level = os.environ.get("ASRKD_LOG", "ERROR").upper()
+    logging.basicConfig(level=level, format="%(name)s: %(message)s")
+    if level == "ERROR":
+        warnings.filterwarnings("ignore")
+    try:
+        status = app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.stderr.write("asrkd: interrupted; the same command continues\n")
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        if level == "DEBUG":
+            raise
+        sys.stderr.write(f"asrkd: {_one_line(error)}\n")
+        sys.exit(2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _one_line(error: ValueError | OSError) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)

@@ -1,0 +1,5 @@
+"""``python -m asrkd``, the form that ``torchrun -m asrkd`` needs."""
+
+from asrkd.cli import main
+
+main()

@@ -1,0 +1,340 @@
+"""Recipes: plain YAML, checked whole before anything starts.
+
+A recipe names the data, the model, the loss terms and the schedule of one training; it builds no objects and runs no code.
+``extends: other.yaml`` takes everything from another recipe first (paths relative to the file that says it). All relative paths
+inside ``data``, ``teacher``, ``targets``, ``output`` and so on are resolved against ``workdir``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from asrkd.losses.objective import Objective, validate_terms
+from asrkd.models.package import MODELS
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message lists every problem, one a line."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class TokenizerConfig(_Strict):
+    """How text becomes labels. ``package`` takes the tokenizer of an existing model package (a student its teacher's)."""
+
+    kind: Literal["char", "sentencepiece"] = "sentencepiece"
+    size: PositiveInt = 128
+    package: Path | None = None
+
+
+class DataConfig(_Strict):
+    """Which cuts are heard, in what batches."""
+
+    train: tuple[Path, ...]
+    valid: tuple[Path, ...] = ()
+    unlabelled: tuple[Path, ...] = ()
+    max_duration_s: PositiveFloat = 120.0
+    min_utterance_s: float = Field(0.1, ge=0.0)
+    max_utterance_s: PositiveFloat = 30.0
+    buckets: PositiveInt = 10
+    speeds: tuple[PositiveFloat, ...] = (1.0,)
+    workers: int = Field(0, ge=0)
+    cache_mb: int = Field(1024, ge=0)
+
+
+class SpecAugmentConfig(_Strict):
+    """Masks on the student's features (Park 2019)."""
+
+    time_masks: int = Field(2, ge=0)
+    max_time_frames: int = Field(40, ge=0)
+    max_time_share: float = Field(0.2, ge=0.0, le=1.0)
+    freq_masks: int = Field(2, ge=0)
+    max_freq_bins: int = Field(20, ge=0)
+
+
+class NoiseConfig(_Strict):
+    """Coloured noise added to the student's audio at an SNR drawn uniformly; ``probability`` 0 turns it off."""
+
+    probability: float = Field(0.0, ge=0.0, le=1.0)
+    snr_db: tuple[float, float] = (5.0, 30.0)
+
+
+class AugmentConfig(_Strict):
+    spec: SpecAugmentConfig | None = SpecAugmentConfig()
+    noise: NoiseConfig = NoiseConfig()
+
+
+class TeacherConfig(_Strict):
+    """Who teaches: a model package. ``live`` asks it at every step; otherwise its targets are stored once."""
+
+    package: Path
+    live: bool = False
+
+
+class TargetsConfig(_Strict):
+    """What of the teacher is kept, and where."""
+
+    folder: Path
+    mass: float = Field(0.999, gt=0.0, lt=1.0)
+    max_entries: int = Field(16, ge=1, le=255)
+    bits: Literal[8, 16] = 8
+    nbest: int = Field(4, ge=0)
+    beam: PositiveInt = 8
+    max_duration_s: PositiveFloat = 240.0
+
+
+class OptimiserConfig(_Strict):
+    """AdamW and its schedule: linear warm-up, then cosine, linear or constant."""
+
+    peak_lr: PositiveFloat = 1e-3
+    warmup_steps: int = Field(500, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    final_share: float = Field(0.01, ge=0.0, le=1.0)
+    weight_decay: float = Field(1e-2, ge=0.0)
+    betas: tuple[float, float] = (0.9, 0.98)
+
+
+class TrainingConfig(_Strict):
+    epochs: PositiveInt = 10
+    max_steps: PositiveInt | None = None
+    optimiser: OptimiserConfig = OptimiserConfig()
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: PositiveInt = 1
+    clip_norm: PositiveFloat = 5.0
+    chunk_frames: tuple[int, ...] = ()
+    left_context_frames: PositiveInt | None = None
+    average: PositiveInt = 3
+    early_stop_epochs: PositiveInt | None = None
+    nonfinite_patience: int = Field(5, ge=0)
+    checkpoint_every_steps: PositiveInt = 200
+    init_from: Path | None = None
+    compile: bool = False
+
+
+class Recipe(_Strict):
+    """One training, whole. See the module's docstring for paths and ``extends``."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    seed: int = Field(1, ge=0)
+    workdir: Path
+    output: Path
+    licence: str = "unspecified"
+    normaliser: str = "none"
+    data: DataConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: dict[str, Any]
+    losses: tuple[dict[str, Any], ...]
+    teacher: TeacherConfig | None = None
+    targets: TargetsConfig | None = None
+    augment: AugmentConfig = AugmentConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    def path(self, relative: Path) -> Path:
+        """``relative`` against ``workdir`` (absolute paths stay)."""
+        return self.workdir / relative
+
+    @property
+    def output_dir(self) -> Path:
+        return self.path(self.output)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Recipe:
+        problems = [*_model_problems(self.model), *(f"losses: {line}" for line in validate_terms(list(self.losses)))]
+        if not problems:
+            problems += _pair_problems(self)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _model_problems(config: Mapping[str, Any]) -> list[str]:
+    kind = config.get("kind")
+    if kind not in MODELS:
+        return [f"model.kind: expected one of {', '.join(sorted(MODELS))}; found {kind!r}"]
+    config_class, _ = MODELS[kind]
+    try:
+        config_class.model_validate(dict(config))
+    except ValidationError as error:
+        return _problems(error, config_class, prefix="model.")
+    return []
+
+
+def _pair_problems(recipe: Recipe) -> list[str]:
+    """Combinations that no single key shows to be wrong."""
+    problems = []
+    needs = Objective.from_config(list(recipe.losses), total_steps=1).needs
+    of_teacher = sorted(n for n in needs if n.startswith("targets"))
+    if of_teacher and recipe.teacher is None:
+        problems.append(f"teacher: expected a package, since losses need {', '.join(of_teacher)}; found none")
+    if recipe.teacher is not None and not recipe.teacher.live and recipe.targets is None:
+        problems.append("targets: expected a folder to store them in (or teacher.live: true); found none")
+    if "targets.nbest" in needs and recipe.targets is not None and recipe.targets.nbest == 0:
+        problems.append("targets.nbest: expected at least 1, since losses need the N-best list; found 0")
+    if recipe.data.unlabelled and not of_teacher:
+        problems.append("data.unlabelled: expected a loss that learns from a teacher; found none")
+    low, high = recipe.augment.noise.snr_db
+    if low > high:
+        problems.append(f"augment.noise.snr_db: expected [low, high]; found [{low}, {high}]")
+    return problems
+
+
+def _field_names(model: Any, location: Sequence[int | str]) -> list[str]:
+    """Known keys at ``location`` inside pydantic model ``model``."""
+    for part in location:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return []
+        info = model.model_fields.get(str(part))
+        if info is None:
+            return []
+        candidates = [info.annotation, *get_args(info.annotation)]
+        model = next((c for c in candidates if isinstance(c, type) and get_origin(c) is None and issubclass(c, BaseModel)), None)
+    return sorted(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    lines = []
+    for item in error.errors():
+        location = item["loc"]
+        dotted = prefix + ".".join(str(part) for part in location)
+        if item["type"] == "extra_forbidden":
+            known = _field_names(model, location[:-1])
+            close = difflib.get_close_matches(str(location[-1]), known, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            lines.append(f"{dotted}: unknown key{hint}; known: {', '.join(known)}")
+        elif item["type"] == "missing":
+            lines.append(f"{dotted}: expected a value; found none")
+        elif item["type"] == "value_error" and not location:
+            lines += str(item["ctx"]["error"]).splitlines()
+        else:
+            lines.append(f"{dotted}: {item['msg'][0].lower()}{item['msg'][1:]}; found {item['input']!r}")
+    return lines
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a mapping with ``yaml.safe_load``, following ``extends``.
+
+    Raises:
+        RecipeError: If the file is missing, no YAML, no mapping, or extends itself.
+    """
+    return _read_chain(path, seen=())
+
+
+def _read_chain(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise RecipeError(f"{path}: extends itself through {' -> '.join(p.name for p in seen)}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: expected plain YAML; {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: expected a mapping of keys; found {type(content).__name__}")
+    parent = content.pop("extends", None)
+    if parent is None:
+        return content
+    return merge(_read_chain(path.parent / str(parent), (*seen, path)), content)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` on top of ``base``: mappings are merged key by key, everything else is replaced whole."""
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        same_kind = not isinstance(value, dict) or value.get("kind") in (None, (below or {}).get("kind"))
+        result[key] = merge(below, value) if isinstance(value, dict) and isinstance(below, dict) and same_kind else value
+    return result
+
+
+def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Apply ``key.sub=value`` overrides; values are read as YAML, list places by number.
+
+    Raises:
+        RecipeError: If an override is not of that form or goes through something that holds no keys.
+    """
+    for override in overrides:
+        dotted, sign, text = override.partition("=")
+        if not sign or not dotted:
+            raise RecipeError(f"{override!r}: expected key.sub=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise RecipeError(f"{override!r}: expected a YAML value after '='; found {text!r}") from None
+        *parents, last = dotted.split(".")
+        place: Any = content
+        for part in parents:
+            place = _descend(place, part, dotted)
+        if isinstance(place, list):
+            place[_index(place, last, dotted)] = value
+        elif isinstance(place, dict):
+            place[last] = value
+        else:
+            raise RecipeError(f"{dotted}: expected a mapping above {last!r}; found {place!r}")
+    return content
+
+
+def _descend(place: Any, part: str, dotted: str) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, part, dotted)]
+    if not isinstance(place, dict):
+        raise RecipeError(f"{dotted}: expected a mapping above {part!r}; found {place!r}")
+    if place.get(part) is None:
+        place[part] = {}
+    return place[part]
+
+
+def _index(place: list[Any], part: str, dotted: str) -> int:
+    if not part.isdigit() or int(part) >= len(place):
+        raise RecipeError(f"{dotted}: expected a place 0 to {len(place) - 1}; found {part!r}")
+    return int(part)
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read, merge, override and check a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: ``key.sub=value`` strings from the command line.
+
+    Raises:
+        RecipeError: With every problem found, one a line, each with its dotted path and the known names.
+    """
+    content = apply_overrides(read_yaml(Path(path)), overrides)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        lines = _problems(error, Recipe)
+        # The whole-recipe checks only run once every key is right; the model and the losses are checked all the same.
+        if isinstance(content.get("model"), dict) and not any(line.startswith("model.") for line in lines):
+            lines += _model_problems(content["model"])
+        if isinstance(content.get("losses"), list) and not any(line.startswith("losses") for line in lines):
+            lines += [f"losses: {line}" for line in validate_terms(content["losses"])]
+        raise RecipeError("\n".join([f"{path}: {len(lines)} problem{'s' * (len(lines) != 1)}", *lines])) from None
+
+
+def missing_files(recipe: Recipe) -> list[str]:
+    """One line for each file or folder that the recipe reads and that is not there (yet)."""
+    wanted: list[tuple[str, Path]] = []
+    for key in ("train", "valid", "unlabelled"):
+        wanted += [(f"data.{key}.{i}", path) for i, path in enumerate(getattr(recipe.data, key))]
+    if recipe.teacher is not None:
+        wanted.append(("teacher.package", recipe.teacher.package))
+    if recipe.tokenizer.package is not None:
+        wanted.append(("tokenizer.package", recipe.tokenizer.package))
+    if recipe.training.init_from is not None:
+        wanted.append(("training.init_from", recipe.training.init_from))
+    return [f"{key}: no such file or folder: {recipe.path(path)}" for key, path in wanted if not recipe.path(path).exists()]
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """The full recipe as plain JSON values, defaults included, as recorded with a run."""
+    return recipe.model_dump(mode="json")
