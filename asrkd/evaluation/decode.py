@@ -14,16 +14,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from asrkd.data.batching import load_batch
 from asrkd.decoding.ctc import greedy
 from asrkd.models.base import Recogniser
-from asrkd.types import Frames, SpeechBatch
+from asrkd.streaming.events import Final, Word, words_of
+from asrkd.streaming.recognizer import Recognizer, RecognizerOptions
+from asrkd.types import Frames, ModelOutput, SpeechBatch
 
 Report = Callable[[int, int, str], None]
+_Found = tuple[str, tuple[Word, ...] | None]
 
 
 class DecodingOptions(BaseModel):
     """How a model is decoded.
 
     Attributes:
-        method: ``greedy`` CTC, or ``joint`` CTC/attention beam search for models that have one.
+        method: ``greedy`` CTC on whole utterances under the model's chunk mask; ``streaming``: the live recogniser,
+            fed audio as it would come; ``joint`` CTC/attention beam search for models that have one.
         chunk_frames: Output frames of a chunk; ``None``: the model's default; 0: full context.
         left_context_frames: Output frames that a chunk may look back; ``None``: the model's default.
         beam: Of the joint search.
@@ -33,7 +37,7 @@ class DecodingOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["greedy", "joint"] = "greedy"
+    method: Literal["greedy", "streaming", "joint"] = "greedy"
     chunk_frames: int | None = Field(default=None, ge=0)
     left_context_frames: int | None = Field(default=None, ge=0)
     beam: int = Field(default=10, ge=1)
@@ -48,17 +52,13 @@ class Decoded:
     Args:
         id: Of the cut.
         text: Recognised.
-        tokens: Recognised token ids.
-        times_s: Start of each token, where the decoder knows it.
-        confidence: Mean token probability, where known.
+        words: Recognised words with their times, where the decoder knows them.
         audio_sha256: First 16 hex digits over the float32 samples that the model was given.
     """
 
     id: str
     text: str
-    tokens: tuple[int, ...]
-    times_s: tuple[float, ...] | None
-    confidence: float | None
+    words: tuple[Word, ...] | None
     audio_sha256: str
 
 
@@ -98,36 +98,52 @@ def decode(
         report(done, total, "")
 
 
-@torch.inference_mode()
 def _decode_batch(model: Recogniser, batch: SpeechBatch, options: DecodingOptions) -> list[Decoded]:
+    method = {"greedy": _greedy, "streaming": _streaming, "joint": _joint}[options.method]
+    with torch.inference_mode():
+        found = method(model, batch, options)
+    hashes = _hashes(batch)
+    return [Decoded(i, text, words, sha) for i, (text, words), sha in zip(batch.ids, found, hashes, strict=True)]
+
+
+def _greedy(model: Recogniser, batch: SpeechBatch, options: DecodingOptions) -> list[_Found]:
+    logits = _forward(model, batch, options).ctc_logits
+    log_probs = Frames(logits.values.float().log_softmax(-1), logits.lengths, logits.frame_shift_s)
+    found = greedy(log_probs, model.vocabulary)
+    return [(model.tokenizer.decode(tokens.tokens), words_of(tokens, model.tokenizer)) for tokens in found]
+
+
+def _joint(model: Recogniser, batch: SpeechBatch, options: DecodingOptions) -> list[_Found]:
+    encoded = _forward(model, batch, options).encoded
+    lists = model.nbest(encoded, n=1, beam=options.beam, ctc_weight=options.ctc_weight)  # type: ignore[operator]
+    return [(found[0].text, None) for found in lists]
+
+
+def _streaming(model: Recogniser, batch: SpeechBatch, options: DecodingOptions) -> list[_Found]:
+    # Without endpoints: test utterances are single segments, and what is asked is what chunks cost.
+    recognizer = Recognizer(
+        model,
+        RecognizerOptions(
+            chunk_frames=options.chunk_frames,
+            left_context_frames=options.left_context_frames,
+            endpoints=None,
+            partials=False,
+        ),
+    )
+    sessions = [recognizer.session() for _ in batch.ids]
+    lengths = batch.audio_lengths.tolist()
+    recognizer.accept(sessions, [row[:n].numpy() for row, n in zip(batch.audio.cpu(), lengths, strict=True)])
+    finals = [event for events in recognizer.finish(sessions) for event in events if isinstance(event, Final)]
+    return [(final.text, final.words) for final in finals]
+
+
+def _forward(model: Recogniser, batch: SpeechBatch, options: DecodingOptions) -> ModelOutput:
     device = model.feature_mean.device
-    output = model(
+    return model(
         model.features(batch.audio.to(device), batch.audio_lengths.to(device)),
         chunk_frames=options.chunk_frames,
         left_context_frames=options.left_context_frames,
     )
-    hashes = _hashes(batch)
-    if options.method == "joint":
-        lists = model.nbest(  # type: ignore[operator]
-            output.encoded, n=1, beam=options.beam, ctc_weight=options.ctc_weight
-        )
-        return [
-            Decoded(i, found[0].text, tuple(found[0].tokens), found[0].times_s, None, sha)
-            for i, found, sha in zip(batch.ids, lists, hashes, strict=True)
-        ]
-    logits = output.ctc_logits
-    log_probs = Frames(logits.values.float().log_softmax(-1), logits.lengths, logits.frame_shift_s)
-    return [
-        Decoded(
-            i,
-            model.tokenizer.decode(found.tokens),
-            found.tokens,
-            found.times_s,
-            sum(found.confidences) / len(found.confidences) if found.confidences else None,
-            sha,
-        )
-        for i, found, sha in zip(batch.ids, greedy(log_probs, model.vocabulary), hashes, strict=True)
-    ]
 
 
 def _groups(cuts: list[Any], batch_audio_s: float) -> Iterator[list[Any]]:

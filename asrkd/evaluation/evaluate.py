@@ -131,7 +131,7 @@ def evaluate(
         machine=describe(recogniser.feature_mean.device),
         normaliser=options.normaliser,
         decoding=options.decoding,
-        parts={part: _part_result([u for u in utterances if u.part == part], options) for part in cuts},
+        parts={part: part_result([u for u in utterances if u.part == part], options) for part in cuts},
         speed=_speed(recogniser, next(iter(cuts.values())), options) if options.speed else (),
         utterances=utterances,
     )
@@ -198,13 +198,18 @@ def _scored(part: str, cuts: CutSet, decoded: Mapping[str, Decoded], options: Ev
             reference=references[cut.id],
             hypothesis=found.text,
             score=counted,
-            times_s=found.times_s,
-            confidence=found.confidence,
+            words=found.words,
             audio_sha256=found.audio_sha256,
         )
 
 
-def _part_result(utterances: Sequence[Utterance], options: EvaluationOptions) -> PartResult:
+def part_result(utterances: Sequence[Utterance], options: EvaluationOptions) -> PartResult:
+    """Figures of one test set.
+
+    Args:
+        utterances: At least one.
+        options: Normaliser's name and bootstrap settings.
+    """
     total = WerResult(options.normaliser, tuple(u.score for u in utterances))
     interval = partial(
         significance.bootstrap_ci, total.error_counts, total.word_counts, draws=options.draws, seed=options.seed

@@ -11,6 +11,7 @@ from typing import Any
 
 from asrkd.data.files import write_atomically
 from asrkd.evaluation.decode import Decoded
+from asrkd.streaming.events import Word
 
 FILE = "decoding.jsonl"
 
@@ -82,8 +83,6 @@ class Journal:
         return b"".join(kept)
 
     def _remember(self, record: dict[str, Any]) -> None:
-        part = record.pop("part")
-        times = record.pop("times_s")
-        tokens = tuple(record.pop("tokens"))
-        found = Decoded(**record, tokens=tokens, times_s=None if times is None else tuple(times))
+        part, words = record.pop("part"), record.pop("words")
+        found = Decoded(**record, words=None if words is None else tuple(Word(**word) for word in words))
         self.done[part, found.id] = found

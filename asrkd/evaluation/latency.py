@@ -12,25 +12,11 @@ import torch
 from numpy.typing import ArrayLike
 from torchaudio.functional import forced_align
 
+from asrkd.data.text import Tokenizer
+from asrkd.decoding.ctc import collapse
 from asrkd.models.base import Recogniser
-from asrkd.types import Frames, Vocabulary
-
-WORD_START = "▁"
-
-
-@dataclass(frozen=True)
-class WordTime:
-    """A word and where it stands in the audio.
-
-    Args:
-        word: Its text.
-        start_s: Start of its first token's first frame, in seconds.
-        end_s: End of its last token's last frame, in seconds.
-    """
-
-    word: str
-    start_s: float
-    end_s: float
+from asrkd.streaming.events import Word, words_of
+from asrkd.types import Frames
 
 
 @dataclass(frozen=True)
@@ -97,20 +83,21 @@ def default_chunk_frames(model: Recogniser) -> int:
 
 
 def align_words(
-    log_probs: Frames, tokens: Sequence[Sequence[int]], vocabulary: Vocabulary
-) -> list[tuple[WordTime, ...] | None]:
+    log_probs: Frames, tokens: Sequence[Sequence[int]], tokenizer: Tokenizer
+) -> list[tuple[Word, ...] | None]:
     """Forced alignment of transcripts by a CTC model, as words with times.
 
     Args:
         log_probs: ``(B, T, V)`` CTC log-probabilities, usually of a full-context teacher.
-        tokens: For each utterance the ids of its transcript. A word begins at ``▁`` (SentencePiece) or after a token
-            that is a space (characters).
-        vocabulary: Tokens of ``log_probs``.
+        tokens: For each utterance the ids of its transcript.
+        tokenizer: Of ``log_probs`` and ``tokens``.
 
     Returns:
-        For each utterance its words, or ``None`` where the transcript does not fit into the frames.
+        For each utterance its words, ``confidence`` the mean probability of their tokens' likeliest frames; ``None``
+        where the transcript does not fit into the frames.
     """
-    found: list[tuple[WordTime, ...] | None] = []
+    blank_id = tokenizer.vocabulary.blank_id
+    found: list[tuple[Word, ...] | None] = []
     for row, ids in enumerate(tokens):
         frames = int(log_probs.lengths[row])
         repeats = sum(a == b for a, b in itertools.pairwise(ids))
@@ -119,41 +106,16 @@ def align_words(
         elif not ids:
             found.append(())
         else:
-            target = torch.tensor([list(ids)], dtype=torch.int32, device=log_probs.values.device)
-            path, _ = forced_align(log_probs.values[row : row + 1, :frames].float(), target, blank=vocabulary.blank_id)
-            found.append(_words(path[0].tolist(), ids, vocabulary, log_probs.frame_shift_s))
+            # On the CPU: the op wants float32 and is quick there.
+            values = log_probs.values[row : row + 1, :frames].float().cpu()
+            path, scores = forced_align(values, torch.tensor([list(ids)], dtype=torch.int32), blank=blank_id)
+            (aligned,) = collapse(path.long(), scores, torch.tensor([frames]), blank_id, log_probs.frame_shift_s)
+            found.append(words_of(aligned, tokenizer))
     return found
 
 
-def words_of(
-    tokens: Sequence[int], starts_s: Sequence[float], ends_s: Sequence[float], vocabulary: Vocabulary
-) -> tuple[WordTime, ...]:
-    """Groups timed tokens into words.
-
-    Args:
-        tokens: Ids.
-        starts_s: Start of each, in seconds.
-        ends_s: End of each, in seconds.
-        vocabulary: Of the ids.
-    """
-    words: list[WordTime] = []
-    text, start, end = "", 0.0, 0.0
-    for token, token_start, token_end in zip(tokens, starts_s, ends_s, strict=True):
-        piece = vocabulary.tokens[token]
-        if piece.startswith(WORD_START) or piece == " ":
-            if text:
-                words.append(WordTime(text, start, end))
-            text, piece = "", piece.removeprefix(WORD_START).strip()
-        if piece:
-            start = token_start if not text else start
-            text, end = text + piece, token_end
-    if text:
-        words.append(WordTime(text, start, end))
-    return tuple(words)
-
-
 def emission_delays_s(
-    aligned: Sequence[WordTime], recognised: Sequence[WordTime], chunk_s: float = 0.0, look_ahead_s: float = 0.0
+    aligned: Sequence[Word], recognised: Sequence[Word], chunk_s: float = 0.0, look_ahead_s: float = 0.0
 ) -> list[float]:
     """How long after the end of each correctly recognised word it comes out.
 
@@ -170,7 +132,7 @@ def emission_delays_s(
     """
     from rapidfuzz.distance import Levenshtein
 
-    said, heard = [w.word for w in aligned], [w.word for w in recognised]
+    said, heard = [w.text for w in aligned], [w.text for w in recognised]
     delays: list[float] = []
     for block in Levenshtein.opcodes(said, heard):
         if block.tag == "equal":
@@ -181,17 +143,3 @@ def emission_delays_s(
                 out = math.ceil(round(end / chunk_s, 6)) * chunk_s if chunk_s else end
                 delays.append(out + look_ahead_s - aligned[i].end_s)
     return delays
-
-
-def _words(path: list[int], ids: Sequence[int], vocabulary: Vocabulary, frame_shift_s: float) -> tuple[WordTime, ...]:
-    starts, ends = [], []
-    previous = vocabulary.blank_id
-    for frame, token in enumerate(path):
-        if token != vocabulary.blank_id:
-            if token != previous:
-                starts.append(frame * frame_shift_s)
-                ends.append((frame + 1) * frame_shift_s)
-            else:
-                ends[-1] = (frame + 1) * frame_shift_s
-        previous = token
-    return words_of(ids, starts, ends, vocabulary)

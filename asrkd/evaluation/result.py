@@ -17,6 +17,7 @@ from asrkd.evaluation.decode import DecodingOptions
 from asrkd.evaluation.machine import Machine
 from asrkd.evaluation.rtf import Timing
 from asrkd.evaluation.wer import Edit, Operation, UtteranceScore, WerResult, rate
+from asrkd.streaming.events import Word
 
 SCHEMA_VERSION = 1
 RESULT, UTTERANCES = "result.json", "utterances.jsonl"
@@ -133,8 +134,7 @@ class Utterance:
         reference: As in the manifest.
         hypothesis: As recognised.
         score: Counts and alignment after normalisation.
-        times_s: Start of each recognised token, where known.
-        confidence: Mean token probability, where known.
+        words: Recognised words (before normalisation) with times and confidences, where known.
         audio_sha256: First 16 hex digits over the samples that the model was given.
     """
 
@@ -146,8 +146,7 @@ class Utterance:
     reference: str
     hypothesis: str
     score: UtteranceScore
-    times_s: tuple[float, ...] | None
-    confidence: float | None
+    words: tuple[Word, ...] | None
     audio_sha256: str
 
 
@@ -296,8 +295,9 @@ def _to_json(utterance: Utterance) -> dict[str, Any]:
         "character_errors": score.character_errors,
         "reference_characters": score.reference_characters,
         "alignment": [[_LETTER_OF[e.operation], e.reference, e.hypothesis] for e in score.alignment],
-        "times_s": None if utterance.times_s is None else [round(t, 3) for t in utterance.times_s],
-        "confidence": None if utterance.confidence is None else round(utterance.confidence, 4),
+        "words": None
+        if utterance.words is None
+        else [[w.text, w.start_s, w.end_s, w.confidence] for w in utterance.words],
         "audio_sha256": utterance.audio_sha256,
     }
 
@@ -322,7 +322,7 @@ def _from_json(record: dict[str, Any]) -> Utterance:
         reference_characters=record["reference_characters"],
         changes=tuple(changes),
     )
-    times = record["times_s"]
+    words = record["words"]
     return Utterance(
         part=record["part"],
         id=record["id"],
@@ -332,7 +332,6 @@ def _from_json(record: dict[str, Any]) -> Utterance:
         reference=record["reference"],
         hypothesis=record["hypothesis"],
         score=score,
-        times_s=None if times is None else tuple(times),
-        confidence=record["confidence"],
+        words=None if words is None else tuple(Word(*word) for word in words),
         audio_sha256=record["audio_sha256"],
     )

@@ -12,12 +12,14 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from asrkd.decoding.ctc import greedy
 from asrkd.evaluation.latency import default_chunk_frames
 from asrkd.models.base import Recogniser
+from asrkd.streaming.recognizer import Recognizer, RecognizerOptions
 from asrkd.types import Frames
 
 INCLUDES = "features, encoder, CTC head, greedy decoding"
@@ -120,10 +122,10 @@ def measure_streaming(
     threads: int = 1,
     repeats: int = 3,
 ) -> Timing:
-    """Real-time factor of one stream, chunk by chunk, with the time of every chunk.
+    """Real-time factor of one stream through the live recogniser, chunk by chunk, with the time of every chunk.
 
     Args:
-        model: A model with ``step``, in evaluation mode, on the device to be measured.
+        model: A model that streams, in evaluation mode, on the device to be measured.
         utterances: ``(S,)`` float samples each, at the model's rate.
         chunk_frames: Output frames of a chunk; ``None``: the model's default.
         threads: Of torch's operators.
@@ -134,14 +136,14 @@ def measure_streaming(
     """
     _check(utterances, repeats)
     chunk = default_chunk_frames(model) if chunk_frames is None else chunk_frames
-    if not hasattr(model, "step") or chunk == 0:
-        raise ValueError(f"model: expected one that streams in chunks, found {model.kind} with chunk_frames {chunk}")
     device = model.feature_mean.device
-    audio = [a.to(device) for a in utterances]
+    recognizer = Recognizer(model, RecognizerOptions(chunk_frames=chunk, endpoints=None))
+    step_samples = chunk * model.subsampling_factor * model.fbank.shift
+    audio = [a.cpu().numpy() for a in utterances]
     chunk_times: list[float] = []
 
     def run() -> None:
-        chunk_times.extend(t for a in audio for t in _stream(model, a, chunk, device))
+        chunk_times.extend(t for a in audio for t in _stream(recognizer, a, step_samples))
 
     with _measuring(model, threads):
         run()
@@ -178,29 +180,16 @@ def macs_per_audio_second(model: Recogniser, audio_s: float = 10.0, chunk_frames
     return counter.get_total_flops() / 2 / audio_s
 
 
-def _stream(model: Recogniser, audio: Tensor, chunk_frames: int, device: torch.device) -> Iterator[float]:
-    """Runs one utterance chunk by chunk and gives the processing time of each chunk in seconds."""
-    step_features = chunk_frames * model.subsampling_factor
-    step_samples = step_features * model.fbank.shift
-    fbank_state, state = model.fbank.initial_state(1, device), model.initial_state(1, device)  # type: ignore[operator]
-    waiting = torch.zeros(1, 0, model.fbank.num_mel_bins, device=device)
-    previous = model.vocabulary.blank_id
-    for start in range(0, max(1, len(audio)), step_samples):
-        _synchronise(device)
+def _stream(recognizer: Recognizer, audio: NDArray[np.float32], step_samples: int) -> Iterator[float]:
+    """Runs one utterance through the live recogniser, chunk by chunk; gives the processing time of each in seconds."""
+    session = recognizer.session()
+    for start in range(0, len(audio), step_samples):
+        _synchronise(recognizer.device)
         begin = time.perf_counter()
-        final = start + step_samples >= len(audio)
-        features, fbank_state = model.fbank.step(audio[None, start : start + step_samples], fbank_state, final)
-        waiting = torch.cat([waiting, model.normalise(features)], dim=1)
-        while waiting.shape[1] >= step_features or (final and waiting.shape[1]):
-            logits, state = model.step(waiting[:, :step_features], state)  # type: ignore[operator]
-            waiting = waiting[:, step_features:]
-            best = logits[0].argmax(-1).tolist()
-            tokens = [
-                b for a, b in zip([previous, *best], best, strict=False) if b not in (a, model.vocabulary.blank_id)
-            ]
-            model.tokenizer.decode(tokens)
-            previous = best[-1]
-        _synchronise(device)
+        session.accept(audio[start : start + step_samples])
+        if start + step_samples >= len(audio):
+            session.finish()
+        _synchronise(recognizer.device)
         yield time.perf_counter() - begin
 
 

@@ -17,17 +17,29 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def student(tokenizer):
-    """An untrained streaming student whose CTC head is steep, so that it says something."""
+    """An untrained streaming student that says something."""
     return make_student(tokenizer)
 
 
 def make_student(tokenizer, seed=0):
     torch.manual_seed(seed)
     model = build({"kind": "streaming_conformer", "size": "tiny", "chunk_frames": 8}, tokenizer).eval()
+    model.set_feature_statistics(torch.full((80,), 5.0), torch.full((80,), 3.0))
+    audio = torch.from_numpy(sound(0, 3.0)).unsqueeze(0)
     with torch.no_grad():
-        model.ctc_head.weight.mul_(30)
-        model.ctc_head.bias.zero_()
+        encoded = model(model.features(audio, torch.tensor([audio.shape[1]]))).encoded.values[0]
+        # Random directions about the mean of what the encoder gives: now one token is likeliest, now another.
+        model.ctc_head.weight.normal_(std=3)
+        model.ctc_head.bias.copy_(-model.ctc_head.weight @ encoded.mean(0))
     return model
+
+
+def sound(index, seconds):
+    """Tones that change every fifth of a second, in a little noise."""
+    rng = np.random.default_rng(index)
+    time_s = np.arange(int(16000 * seconds)) / 16000
+    pitch_hz = rng.uniform(150, 3000, int(5 * seconds) + 1)[(5 * time_s).astype(int)]
+    return (0.3 * np.sin(2 * np.pi * pitch_hz * time_s) + 0.02 * rng.standard_normal(len(time_s))).astype(np.float32)
 
 
 @pytest.fixture(scope="session")
@@ -40,14 +52,11 @@ def teacher(tokenizer):
 def cuts(tmp_path_factory):
     """Twelve noisy tones of three speakers, 0.6 to 3 s, with transcripts and SNRs."""
     folder = tmp_path_factory.mktemp("audio")
-    rng = np.random.default_rng(0)
     made = []
     for index in range(12):
         seconds = 0.6 + 0.2 * index
-        time_s = np.arange(int(16000 * seconds)) / 16000
-        audio = 0.3 * np.sin(2 * np.pi * 200 * (1 + index % 4) * time_s) + 0.02 * rng.standard_normal(len(time_s))
         path = folder / f"u{index:02d}.wav"
-        soundfile.write(path, audio.astype(np.float32), 16000, subtype="PCM_16")
+        soundfile.write(path, sound(index, seconds), 16000, subtype="PCM_16")
         recording = Recording.from_file(path)
         text = " ".join(WORDS[(index + k) % 7] for k in range(1 + index % 4))
         supervision = SupervisionSegment(

@@ -3,10 +3,12 @@ import math
 import pytest
 import torch
 
-from asrkd.evaluation.latency import WordTime, algorithmic_ms, align_words, emission_delays_s, spread, words_of
-from asrkd.types import Frames, Vocabulary
+from asrkd.data.text import Tokenizer
+from asrkd.evaluation.latency import algorithmic_ms, align_words, emission_delays_s, spread
+from asrkd.streaming.events import Word
+from asrkd.types import Frames
 
-VOCABULARY = Vocabulary(("<blank>", "▁", "a", "b", "▁ca", "b▁"))
+TOKENIZER = Tokenizer(["<blank>", "<unk>", "<s>", "</s>", "▁", "a", "b"])
 
 
 def first_changed_output(model, chunk, sample, total):
@@ -38,27 +40,22 @@ def test_default_chunk_and_full_context(student, teacher):
     assert math.isinf(algorithmic_ms(teacher))
 
 
-def test_words_of_sentencepiece_and_character_tokens():
-    words = words_of((4, 3, 1, 2, 2, 1, 3), range(7), range(1, 8), VOCABULARY)
-    assert words == (WordTime("cab", 0, 2), WordTime("aa", 3, 5), WordTime("b", 6, 7))
-
-
 def test_align_words_finds_the_spikes():
     # "a b" on ten frames: a at 2-3, the space at 5, b at 7.
-    spikes = [0, 0, 2, 2, 0, 1, 0, 3, 0, 0]
-    values = torch.full((2, 10, 6), -8.0)
+    spikes = [0, 0, 5, 5, 0, 4, 0, 6, 0, 0]
+    values = torch.full((2, 10, 7), -8.0)
     values[:, range(10), spikes] = 0.0
     log_probs = Frames(values.log_softmax(-1), torch.tensor([10, 2]), 0.04)
-    found, too_short = align_words(log_probs, [(2, 1, 3), (2, 1, 3)], VOCABULARY)
-    assert [w.word for w in found] == ["a", "b"]
+    found, too_short = align_words(log_probs, [(5, 4, 6), (5, 4, 6)], TOKENIZER)
+    assert [w.text for w in found] == ["a", "b"]
     assert (found[0].start_s, found[0].end_s) == pytest.approx((0.08, 0.16))
     assert (found[1].start_s, found[1].end_s) == pytest.approx((0.28, 0.32))
     assert too_short is None
 
 
 def test_emission_delay_of_the_words_that_both_have():
-    said = [WordTime("one", 0.0, 0.30), WordTime("two", 0.4, 0.70), WordTime("six", 0.8, 1.0)]
-    heard = [WordTime("one", 0.2, 0.36), WordTime("too", 0.4, 0.6), WordTime("six", 0.9, 1.28)]
+    said = [Word("one", 0.0, 0.30, 1.0), Word("two", 0.4, 0.70, 1.0), Word("six", 0.8, 1.0, 1.0)]
+    heard = [Word("one", 0.2, 0.36, 1.0), Word("too", 0.4, 0.6, 1.0), Word("six", 0.9, 1.28, 1.0)]
     assert emission_delays_s(said, heard) == pytest.approx([0.06, 0.28])
     assert emission_delays_s(said, heard, chunk_s=0.64, look_ahead_s=0.0075) == pytest.approx([0.3475, 0.2875])
 
