@@ -88,6 +88,15 @@ class PrefixBeam:
         order = np.argsort(-totals, kind="stable")[:n]
         return [(self._tokens(int(self._active[slot])), float(totals[slot])) for slot in order]
 
+    def num_settled(self) -> int:
+        """How many tokens all surviving prefixes have in common at their start: no further frame changes them."""
+        survivors = [self._tokens(int(node)) for node in self._active]
+        shortest = min(survivors, key=len)
+        for place, token in enumerate(shortest):
+            if any(tokens[place] != token for tokens in survivors):
+                return place
+        return len(shortest)
+
     def _tokens(self, node: int) -> tuple[int, ...]:
         tokens = []
         while node > 0:

@@ -1,0 +1,143 @@
+"""Decoders of one segment of a stream, fed frame by frame: greedy, and prefix beam search.
+
+Dimension legend: T frames, V tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asrkd.decoding.ctc import DecodedTokens
+from asrkd.decoding.prefix_beam import PrefixBeam, align
+from asrkd.types import Vocabulary
+
+
+class SegmentDecoder(Protocol):
+    """A decoder between two endpoints.
+
+    Attributes:
+        num_frames: Frames heard.
+        trailing_blanks: Frames at the end whose likeliest token is the blank.
+    """
+
+    num_frames: int
+    trailing_blanks: int
+
+    def advance(self, log_probs: NDArray[np.float32]) -> None:
+        """Take the next frames ``(T, V)``."""
+
+    def best_tokens(self) -> tuple[int, ...]:
+        """Token ids of the best hypothesis so far."""
+
+    def num_settled(self) -> int:
+        """How many of the first tokens no further frame can change."""
+
+    def nbest(self, n: int) -> tuple[DecodedTokens, ...]:
+        """The best hypotheses with times from the segment's start."""
+
+
+class GreedySegment:
+    """Best path, in a few numbers a token; equal to :func:`asrkd.decoding.ctc.greedy` over the whole.
+
+    Args:
+        vocabulary: Tokens of the posteriors.
+        frame_shift_s: Seconds from one frame to the next.
+        previous_id: Likeliest token of the frame before the segment, whose repetition is not heard again.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, frame_shift_s: float, previous_id: int | None = None) -> None:
+        self.blank_id = vocabulary.blank_id
+        self.frame_shift_s = frame_shift_s
+        self.previous_id = vocabulary.blank_id if previous_id is None else previous_id
+        self.num_frames = 0
+        self.trailing_blanks = 0
+        self._carried = self.previous_id != self.blank_id
+        self._tokens: list[int] = []
+        self._first: list[int] = []
+        self._last: list[int] = []
+        self._peaks: list[float] = []
+        self._score = 0.0
+
+    def advance(self, log_probs: NDArray[np.float32]) -> None:
+        ids = log_probs.argmax(axis=1).tolist()
+        best = log_probs.max(axis=1).tolist()
+        for token, log_prob in zip(ids, best, strict=True):
+            self._score += log_prob
+            if token == self.blank_id:
+                self.trailing_blanks += 1
+                self._carried = False
+            else:
+                self.trailing_blanks = 0
+                if token != self.previous_id:
+                    self._carried = False
+                    self._tokens.append(token)
+                    self._first.append(self.num_frames)
+                    self._last.append(self.num_frames)
+                    self._peaks.append(log_prob)
+                elif not self._carried:
+                    self._last[-1] = self.num_frames
+                    self._peaks[-1] = max(self._peaks[-1], log_prob)
+            self.previous_id = token
+            self.num_frames += 1
+
+    def best_tokens(self) -> tuple[int, ...]:
+        return tuple(self._tokens)
+
+    def num_settled(self) -> int:
+        return len(self._tokens)
+
+    def nbest(self, n: int) -> tuple[DecodedTokens, ...]:
+        decoded = DecodedTokens(
+            tokens=tuple(self._tokens),
+            times_s=tuple(frame * self.frame_shift_s for frame in self._first),
+            ends_s=tuple((frame + 1) * self.frame_shift_s for frame in self._last),
+            confidences=tuple(min(1.0, float(np.exp(peak))) for peak in self._peaks),
+            score=self._score,
+        )
+        return (decoded,)
+
+
+class BeamSegment:
+    """Prefix beam search; keeps the segment's posteriors for the times of its tokens.
+
+    Args:
+        vocabulary: Tokens of the posteriors.
+        frame_shift_s: Seconds from one frame to the next.
+        beam: Prefixes kept after each frame.
+        tokens_per_frame: Likeliest tokens that may extend a prefix.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, frame_shift_s: float, beam: int, tokens_per_frame: int) -> None:
+        self.blank_id = vocabulary.blank_id
+        self.frame_shift_s = frame_shift_s
+        self.num_frames = 0
+        self.trailing_blanks = 0
+        self._search = PrefixBeam(vocabulary, beam, tokens_per_frame)
+        self._log_probs: list[NDArray[np.float32]] = []
+
+    def advance(self, log_probs: NDArray[np.float32]) -> None:
+        self._search.advance(log_probs)
+        self._log_probs.append(log_probs)
+        self.num_frames += len(log_probs)
+        spoken = np.flatnonzero(log_probs.argmax(axis=1) != self.blank_id)
+        self.trailing_blanks = (
+            len(log_probs) - 1 - int(spoken[-1]) if len(spoken) else self.trailing_blanks + len(log_probs)
+        )
+
+    def best_tokens(self) -> tuple[int, ...]:
+        return self._search.hypotheses(1)[0][0]
+
+    def num_settled(self) -> int:
+        return self._search.num_settled()
+
+    def nbest(self, n: int) -> tuple[DecodedTokens, ...]:
+        if not self._log_probs:
+            return (DecodedTokens((), (), (), (), 0.0),)
+        self._log_probs = [np.concatenate(self._log_probs)]
+        return tuple(
+            align(self._log_probs[0], tokens, score, self.blank_id, self.frame_shift_s)
+            for tokens, score in self._search.hypotheses(n)
+        )
