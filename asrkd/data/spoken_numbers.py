@@ -24,10 +24,15 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
 
-from asrkd.data.acoustics import Samples, add_noise_at_snr, coloured_noise, reverberate, room_impulse_response
+from asrkd.data.acoustics import add_noise_at_snr, coloured_noise, reverberate, room_impulse_response
 from asrkd.data.files import write_atomically
 from asrkd.data.number_phrases import phrase
+
+Samples = NDArray[np.float32]
 
 _LOG = logging.getLogger(__name__)
 
@@ -280,12 +285,12 @@ def _record(
     loud = np.flatnonzero(np.abs(speech) > 0.01 * np.max(np.abs(speech)))
     speech = soxr.resample(speech[loud[0] : loud[-1] + 1], rate_hz, SAMPLE_RATE_HZ)
     before, after = (round(generator.uniform(0.1, 0.3) * SAMPLE_RATE_HZ) for _ in range(2))
-    speech = np.asarray(np.pad(speech, (before, after)), np.float32)
-    response = room_impulse_response(rt60_s, drr_db, SAMPLE_RATE_HZ, generator)
-    speech = reverberate(speech, response)
-    noisy = add_noise_at_snr(speech, coloured_noise(speech.size, exponent, generator), snr_db)
-    level_db = generator.uniform(-30.0, -20.0)
-    noisy *= 10 ** (level_db / 20) / float(np.sqrt(np.mean(noisy**2)))
+    dry = functional.pad(torch.from_numpy(speech), (before, after))
+    torch_generator = torch.Generator().manual_seed(int(generator.integers(2**62)))
+    heard = reverberate(dry, room_impulse_response(rt60_s, drr_db, SAMPLE_RATE_HZ, torch_generator))
+    noise = coloured_noise(heard.numel(), exponent, SAMPLE_RATE_HZ, torch_generator)
+    noisy = add_noise_at_snr(heard, noise, snr_db).numpy()
+    noisy *= 10 ** (generator.uniform(-30.0, -20.0) / 20) / np.sqrt(np.mean(noisy**2))
     peak = float(np.max(np.abs(noisy)))
     if peak > 0.99:  # turned down rather than clipped
         noisy *= 0.99 / peak

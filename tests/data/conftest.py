@@ -1,0 +1,40 @@
+"""A small spoken_numbers corpus, made once for the session, and where real data is, if it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from asrkd.data.librispeech import prepare_librispeech
+from asrkd.data.spoken_numbers import synthesise
+
+SIZES = {"train_minutes": 1.5, "dev_minutes": 0.3, "test_minutes": 0.3}
+
+
+@pytest.fixture(scope="session")
+def sizes() -> dict[str, float]:
+    """Minutes of the parts of the small corpus."""
+    return SIZES
+
+
+@pytest.fixture(scope="session")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Audio in LibriSpeech's layout."""
+    return synthesise(tmp_path_factory.mktemp("spoken") / "audio", seed=3, **SIZES)
+
+
+@pytest.fixture(scope="session")
+def prepared(spoken: Path) -> Path:
+    """The same, prepared."""
+    return prepare_librispeech(spoken, spoken.parent / "corpus").folder
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of reference data: $ASRKD_TEST_DATA, or ``../shared/data`` beside the checkout."""
+    folder = Path(os.environ.get("ASRKD_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference data: {folder} is not there (set ASRKD_TEST_DATA)")
+    return folder
