@@ -213,10 +213,10 @@ def read_cut(cut: Cut, sample_rate_hz: int) -> NDArray[np.float32]:
         RuntimeError,
         OSError,
     ) as error:
-        for path in _files(cut):  # our own reader gives the better reason, where it fails too
+        for path in audio_files(cut):  # our own reader gives the better reason, where it fails too
             check_audio(path)
         reason = str(error).strip().splitlines() or [repr(error)]
-        raise ValueError(f"utterance {cut.id}: {', '.join(map(str, _files(cut)))}: {reason[0]}") from error
+        raise ValueError(f"utterance {cut.id}: {', '.join(map(str, audio_files(cut)))}: {reason[0]}") from error
     return samples[0] if samples.shape[0] == 1 else samples.mean(axis=0)
 
 
@@ -252,7 +252,7 @@ def _tokenise(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[Tensor, Tenso
     return tokens, lengths
 
 
-def _files(cut: Any) -> list[Path]:
+def audio_files(cut: Any) -> list[Path]:
     """The audio files behind a cut, those of a mixture too."""
     tracks = [track.cut for track in getattr(cut, "tracks", [])] or [cut]
     sources = [source for t in tracks if getattr(t, "recording", None) for source in t.recording.sources]

@@ -21,9 +21,11 @@ import lhotse
 import soundfile
 from lhotse import CutSet, MonoCut, MultiCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
+from lhotse.cut import Cut
 
 import asrkd
 from asrkd.data.audio import AudioInfo, audio_info, check_audio
+from asrkd.data.batching import audio_files, read_cut
 from asrkd.data.files import write_atomically
 
 SAMPLE_RATE_HZ = 16000
@@ -64,12 +66,12 @@ class Listing:
     """What a source found in one part.
 
     Args:
-        utterances: In the order in which the cuts are written.
+        utterances: In the order in which the cuts are written; cuts where lhotse has described the audio already.
         problems: One line for each thing that could not be used, naming file and reason.
         inputs: Every file read for it or found beside: with sizes and times they tell whether anything changed.
     """
 
-    utterances: Sequence[Utterance]
+    utterances: Sequence[Utterance | Cut]
     problems: Sequence[str]
     inputs: Sequence[Path]
 
@@ -235,44 +237,65 @@ def _write_part(
 
 def _make_cuts(
     listing: Listing, check: Check, jobs: int | None, progress: Progress | None
-) -> tuple[list[MonoCut | MultiCut], list[str]]:
+) -> tuple[list[Cut], list[str]]:
     """Looks at the audio of every utterance; gives the cuts of the good ones and a line for each bad one."""
-    files = list(dict.fromkeys(utterance.audio for utterance in listing.utterances))
-    look = check_audio if check == "full" else audio_info
+    things = list(dict.fromkeys(u.audio if isinstance(u, Utterance) else u.id for u in listing.utterances))
+    cuts_by_id = {u.id: u for u in listing.utterances if not isinstance(u, Utterance)}
 
-    def try_to_look(path: Path) -> AudioInfo | str:
+    def try_to_look(thing: Path | str) -> AudioInfo | str | None:
         try:
-            return look(path)
+            if isinstance(thing, Path):
+                return check_audio(thing) if check == "full" else audio_info(thing)
+            _look_at_cut(cuts_by_id[thing], check)
+            return None
         except (OSError, ValueError) as error:
             return str(error)
 
-    found: dict[Path, AudioInfo | str] = {}
+    found: dict[Path | str, AudioInfo | str | None] = {}
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:  # libsndfile decodes without the interpreter lock
-        for path, result in zip(files, pool.map(try_to_look, files), strict=True):
-            found[path] = result
-            if progress and (len(found) % 50 == 0 or len(found) == len(files)):
-                progress(len(found), len(files))
-    cuts: list[MonoCut | MultiCut] = []
+        for thing, result in zip(things, pool.map(try_to_look, things), strict=True):
+            found[thing] = result
+            if progress and (len(found) % 50 == 0 or len(found) == len(things)):
+                progress(len(found), len(things))
+    cuts: list[Cut] = []
     problems = list(listing.problems)
     seen: set[str] = set()
     for utterance in listing.utterances:
-        info = found[utterance.audio]
-        if isinstance(info, str):
-            problems.append(info)
+        result = found[utterance.audio if isinstance(utterance, Utterance) else utterance.id]
+        if isinstance(result, str):
+            problems.append(result)
         elif utterance.id in seen:
-            problems.append(f"{utterance.audio}: utterance {utterance.id}: the same id a second time")
-        elif not utterance.start_s < min(utterance.end_s or info.duration_s, info.duration_s):
-            problems.append(
-                f"{utterance.audio}: utterance {utterance.id}: begins at {utterance.start_s} s and ends at "
-                f"{utterance.end_s} s, in a file of {info.duration_s:.2f} s"
-            )
-        else:
-            seen.add(utterance.id)
-            cuts.append(_cut(utterance, info))
+            problems.append(f"utterance {utterance.id}: the same id a second time")
+        elif not isinstance(utterance, Utterance):
+            cuts.append(utterance.resample(SAMPLE_RATE_HZ))
+        elif result is not None and (problem := _wrong_times(utterance, result)):
+            problems.append(problem)
+        elif result is not None:
+            cuts.append(_cut(utterance, result))
+        seen.add(utterance.id)
     return cuts, list(dict.fromkeys(problems))
 
 
-def _cut(utterance: Utterance, info: AudioInfo) -> MonoCut | MultiCut:
+def _look_at_cut(cut: Cut, check: Check) -> None:
+    """Raises if the audio of a cut that lhotse described cannot be read, or for ``header`` is not there."""
+    if check == "full":
+        read_cut(cut, SAMPLE_RATE_HZ)
+    for path in audio_files(cut):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+
+
+def _wrong_times(utterance: Utterance, info: AudioInfo) -> str | None:
+    end_s = info.duration_s if utterance.end_s is None else utterance.end_s
+    if 0.0 <= utterance.start_s < min(end_s, info.duration_s):
+        return None
+    return (
+        f"{utterance.audio}: utterance {utterance.id}: from {utterance.start_s} to {utterance.end_s} s, "
+        f"in a file of {info.duration_s:.2f} s"
+    )
+
+
+def _cut(utterance: Utterance, info: AudioInfo) -> Cut:
     whole = utterance.start_s == 0.0 and utterance.end_s is None
     channels = list(range(info.channels))
     recording = Recording(
@@ -323,7 +346,14 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 def _fingerprint(kind: str, check: Check, listing: Listing) -> str:
     digest = hashlib.sha256(f"{_FORMAT} {kind} {check} {len(listing.utterances)} {len(listing.problems)}".encode())
-    for path in sorted({*listing.inputs, *(utterance.audio for utterance in listing.utterances)}):
+    files = set(listing.inputs)
+    for utterance in listing.utterances:
+        if isinstance(utterance, Utterance):
+            files.add(utterance.audio)
+        else:
+            files.update(audio_files(utterance))
+            digest.update(json.dumps(utterance.to_dict(), sort_keys=True).encode())
+    for path in sorted(files):
         try:
             status = path.stat()
             digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
