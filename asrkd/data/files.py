@@ -10,6 +10,17 @@ from pathlib import Path
 
 
 @contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Puts the name of ``path`` into system errors that come without one, as that of a full disk does."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside ``path`` with the same ending; what was written there becomes ``path`` at the end.
 
@@ -19,9 +30,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        with named_errors(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)

@@ -8,6 +8,7 @@ others, and no test phrase occurs in training. Every file is a function of the s
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from asrkd.data.acoustics import add_noise_at_snr, coloured_noise, reverberate, room_impulse_response
-from asrkd.data.files import write_atomically
+from asrkd.data.files import named_errors, write_atomically
 from asrkd.data.number_phrases import phrase
 
 Samples = NDArray[np.float32]
@@ -259,19 +260,33 @@ def _make_chapter(chapter: Chapter, out: Path, seed: int) -> None:
     final = chapter.folder(out)
     final.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".making-", dir=final.parent))
+    try:
+        _write_chapter(chapter, folder, spoken, rate_hz, seed)
+        folder.chmod(0o755)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(folder, final)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write_chapter(
+    chapter: Chapter, folder: Path, spoken: Sequence[tuple[str, Samples]], rate_hz: int, seed: int
+) -> None:
     transcripts, conditions = [], ["id\tsnr_db\trt60_s\tdirect_to_reverberant_db\tnoise_exponent"]
     for number, (text, speech) in enumerate(spoken):
         generator = np.random.default_rng([seed, chapter.speaker, chapter.chapter, number])
         utterance = f"{chapter.name}-{number:04d}"
         samples, described = _record(speech, rate_hz, CONDITIONS[chapter.part], generator)
-        soundfile.write(folder / f"{utterance}.flac", samples, SAMPLE_RATE_HZ, subtype="PCM_16")
+        flac = io.BytesIO()  # libsndfile would not say that a disk is full
+        soundfile.write(flac, samples, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+        path = folder / f"{utterance}.flac"
+        with named_errors(path):
+            path.write_bytes(flac.getvalue())
         transcripts.append(f"{utterance} {text}")
         conditions.append("\t".join([utterance, *(f"{value:.2f}" for value in described)]))
     for name, lines in ((f"{chapter.name}.trans.txt", transcripts), (f"{chapter.name}.conditions.tsv", conditions)):
         write_atomically(folder / name, ("\n".join(lines) + "\n").encode())
-    folder.chmod(0o755)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(folder, final)
 
 
 def _record(

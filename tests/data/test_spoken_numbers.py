@@ -124,12 +124,12 @@ def test_continues_after_kill_and_repairs_what_is_gone(spoken: Path, sizes: Size
     call = f"from asrkd.data.spoken_numbers import synthesise; synthesise({str(out)!r}, seed=3, workers=1, **{sizes})"
     process = subprocess.Popen([sys.executable, "-c", call], start_new_session=True, cwd=Path(__file__).parents[2])
     for _ in range(600):
-        if list(out.glob("train/*/*/*.trans.txt")):
+        if list(out.glob("train/*/[0-9]*/*.trans.txt")):
             break
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    done = {path: path.stat().st_mtime_ns for path in out.glob("*/*/*/*.trans.txt")}
+    done = {path: path.stat().st_mtime_ns for path in out.glob("*/*/[0-9]*/*.trans.txt")}
     assert done
     assert len(done) < len(list(spoken.glob("*/*/*/*.trans.txt")))
     calls: list[tuple[int, int]] = []
