@@ -21,10 +21,18 @@ app = typer.Typer(
 
 
 def _register() -> None:
+    from asrkd.cli.compare import compare
     from asrkd.cli.demo import demo
+    from asrkd.cli.evaluate import evaluate
+    from asrkd.cli.label import label
+    from asrkd.cli.losses import losses
+    from asrkd.cli.prepare import prepare
     from asrkd.cli.train import train
+    from asrkd.cli.transcribe import transcribe
 
-    for verb in (train, demo):
+    app.command()(demo)
+    app.add_typer(prepare, name="prepare")
+    for verb in (train, label, evaluate, compare, transcribe, losses):
         app.command()(verb)
 
 

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from asrkd.data.augment import SpecAugment, add_noise
 from asrkd.decoding.ctc import greedy
-from asrkd.losses.objective import LossInputs, Objective, ObjectiveOutput
+from asrkd.losses.inputs import LossInputs
+from asrkd.losses.objective import Objective, ObjectiveOutput
 from asrkd.models.base import Recogniser
 from asrkd.teachers.base import Teacher
 from asrkd.training.checkpoints import AtomicCheckpointer
@@ -143,7 +144,7 @@ class Distiller(sb.Brain):
         training = stage == sb.Stage.TRAIN
         audio, place = batch.audio, self._place
         noise = self.recipe.augment.noise
-        if training and noise.probability:
+        if training and noise.probability and self._augmenting:
             audio = add_noise(
                 audio,
                 batch.audio_lengths,
@@ -165,8 +166,12 @@ class Distiller(sb.Brain):
         )
         return output, self._loss_inputs(batch, output, clean)
 
+    @property
+    def _augmenting(self) -> bool:
+        return self.optimizer_step >= self.recipe.augment.start_step
+
     def _augment(self, features: Frames, ids: tuple[str, ...], view: int) -> Frames:
-        if self.spec_augment is None:
+        if self.spec_augment is None or not self._augmenting:
             return features
         return self.spec_augment(features, ids, seed=(self.recipe.seed, self.optimizer_step, view))
 
@@ -184,6 +189,7 @@ class Distiller(sb.Brain):
             vocabulary=self.model.vocabulary,
             tokens=batch.tokens,
             token_lengths=batch.token_lengths,
+            labelled=torch.tensor([bool(text) for text in batch.texts], device=self.device),
             encoded=output.encoded,
             hidden=output.hidden,
             decoder_logits=decoder_logits,

@@ -31,7 +31,7 @@ class TokenizerConfig(_Strict):
     """How text becomes labels. ``package`` takes the tokenizer of an existing model package (a student its teacher's)."""
 
     kind: Literal["char", "sentencepiece"] = "sentencepiece"
-    size: PositiveInt = 128
+    size: PositiveInt | None = None
     package: Path | None = None
 
 
@@ -68,6 +68,9 @@ class NoiseConfig(_Strict):
 
 
 class AugmentConfig(_Strict):
+    """What the student hears beyond the audio; nothing of it before optimiser step ``start_step``."""
+
+    start_step: int = Field(0, ge=0)
     spec: SpecAugmentConfig | None = SpecAugmentConfig()
     noise: NoiseConfig = NoiseConfig()
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Before torch is imported anywhere: small tensors gain nothing from threads, and tests run beside other work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 from asrkd.data.librispeech import prepare_librispeech
@@ -34,7 +37,7 @@ def prepared(spoken: Path) -> Path:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of reference data: $ASRKD_TEST_DATA, or ``../shared/data`` beside the checkout."""
-    folder = Path(os.environ.get("ASRKD_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    folder = Path(os.environ.get("ASRKD_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no reference data: {folder} is not there (set ASRKD_TEST_DATA)")
     return folder

@@ -1,0 +1,106 @@
+"""Resumed = uninterrupted after a real kill -9, and two ranks = one rank at the same global batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+RECIPE = """
+name: tiny
+workdir: {workdir}
+output: {output}
+data: {{train: [{corpus}/cuts_train.jsonl.gz], valid: [{corpus}/cuts_dev.jsonl.gz], max_duration_s: {batch_s}, buckets: 3}}
+tokenizer: {{kind: char}}
+model: {{kind: streaming_conformer, d_model: 16, num_layers: 1, num_heads: 2, ffn_dim: 16, subsampling_channels: 4, dropout: {dropout}}}
+losses: [{{loss: ctc}}]
+augment: {{noise: {{probability: 0.5}}}}
+training: {{epochs: 2, average: 1, accumulate: {accumulate}, chunk_frames: [4, 8], checkpoint_every_steps: 3}}
+"""
+
+
+def write_recipe(folder: Path, corpus: Path, output: str, *, accumulate: int = 1, dropout: float = 0.1) -> Path:
+    text = RECIPE.format(
+        workdir=folder, output=output, corpus=corpus, batch_s=12, accumulate=accumulate, dropout=dropout
+    )
+    path = folder / f"{output}.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def command(recipe: Path) -> list[str]:
+    return [sys.executable, "-m", "asrkd", "train", str(recipe), "--device", "cpu"]
+
+
+def weights(folder: Path, output: str) -> dict[str, torch.Tensor]:
+    return load_file(folder / output / "package" / "model.safetensors")
+
+
+def log_lines(folder: Path, output: str) -> list[dict[str, object]]:
+    path = folder / output / "log.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("audio_s_per_s", "data_wait_share")} for line in lines]
+
+
+def test_resumed_after_kill_equals_uninterrupted(tmp_path: Path, prepared: Path) -> None:
+    whole = write_recipe(tmp_path, prepared, "whole")
+    subprocess.run(command(whole), check=True, capture_output=True)
+
+    broken = write_recipe(tmp_path, prepared, "broken")
+    checkpoints = tmp_path / "broken" / "checkpoints"
+    run = subprocess.Popen(command(broken), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # Killed as soon as there is something to resume from: in the middle of the first epoch.
+    while not list(checkpoints.glob("CKPT*")):
+        assert run.poll() is None, "the run ended before it could be killed"
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    assert not (tmp_path / "broken" / "package").exists()
+    subprocess.run(command(broken), check=True, capture_output=True)
+
+    expected, found = weights(tmp_path, "whole"), weights(tmp_path, "broken")
+    assert expected.keys() == found.keys()
+    for name in expected:
+        assert torch.equal(expected[name], found[name]), name
+    assert [(line["kind"], line["step"]) for line in log_lines(tmp_path, "whole")] == [
+        (line["kind"], line["step"]) for line in log_lines(tmp_path, "broken")
+    ]
+
+
+def test_the_same_command_again_skips(tmp_path: Path, prepared: Path) -> None:
+    recipe = write_recipe(tmp_path, prepared, "once")
+    subprocess.run([*command(recipe), "training.epochs=1"], check=True, capture_output=True)
+    before = (tmp_path / "once" / "package" / "config.json").stat().st_mtime_ns
+    again = subprocess.run([*command(recipe), "training.epochs=1"], check=True, capture_output=True, text=True)
+    assert "already there" in again.stdout
+    assert (tmp_path / "once" / "package" / "config.json").stat().st_mtime_ns == before
+    other = subprocess.run([*command(recipe), "training.epochs=1", "seed=9"], capture_output=True, text=True)
+    assert other.returncode == 2 and "seed" in other.stderr and other.stderr.count("\n") == 1
+
+
+def test_two_ranks_equal_one(tmp_path: Path, prepared: Path) -> None:
+    """Two ranks with one micro-batch each make the steps of one process that accumulates two."""
+    one = write_recipe(tmp_path, prepared, "one", accumulate=2, dropout=0.1)
+    subprocess.run(command(one), check=True, capture_output=True)
+    two = write_recipe(tmp_path, prepared, "two", accumulate=1, dropout=0.1)
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "asrkd"]
+    answer = subprocess.run([*ranks, *command(two)[3:]], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    expected, found = weights(tmp_path, "one"), weights(tmp_path, "two")
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("content", ["", "nothing: here\n"])
+def test_a_broken_recipe_is_exit_code_2(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content, encoding="utf-8")
+    answer = subprocess.run(command(path), capture_output=True, text=True)
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("asrkd: ") and "Traceback" not in answer.stderr
