@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 
-import click
 import typer
 
 app = typer.Typer(
@@ -18,6 +17,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+# What a wrong command line raises; newer typer carries its own click, so that click's name for it may not be the one.
+_USAGE_ERROR = typer.BadParameter.__bases__[0]
 
 
 def _register() -> None:
@@ -47,10 +50,10 @@ def main() -> None:
         warnings.filterwarnings("ignore")
     try:
         status = app(standalone_mode=False)
-    except click.ClickException as error:
+    except _USAGE_ERROR as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         sys.stderr.write("asrkd: interrupted; the same command continues\n")
         sys.exit(130)
     except (ValueError, OSError) as error:

@@ -41,7 +41,7 @@ FAST = Scale(
     train_minutes=4.0,
     dev_minutes=0.5,
     test_minutes=0.7,
-    teacher=("model.size=tiny", "training.epochs=2", "tokenizer.size=90"),
+    teacher=("model.size=tiny", "training.epochs=2"),
     student=("training.epochs=2", "targets.beam=4"),
     speed_audio_s=10.0,
 )
@@ -140,7 +140,7 @@ def _report(entries: list[Entry], out: Path) -> None:
     rows = write_report(entries, comparisons, out)
     console().print(console_table(rows))
     for comparison in comparisons:
-        for part, test in {**comparison.parts, "all": comparison.pooled}.items():
+        for part, test in comparison.tests.items():
             console().print(sentence(comparison, part, test))
     typer.echo(f"report: {out / 'report.md'}")
 
@@ -160,4 +160,4 @@ def _try_it(recipe: Recipe, out: Path) -> None:
     typer.echo(f"model package: {package_dir(recipe)}")
     typer.echo(f"try it:        asrkd {shlex.join(arguments)}")
     typer.echo(f"  reference:   {cut.supervisions[0].text}")
-    typer.echo(f"  output:      {answer.stdout.strip().split(chr(9))[-1]}")
+    typer.echo(f"  output:      {answer.stdout.rstrip().partition(chr(9))[2]}")

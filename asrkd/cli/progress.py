@@ -16,7 +16,8 @@ Report = Callable[[int, int, str], None]
 
 def console() -> Console:
     """Where people read: standard error, so that results on standard output stay clean."""
-    return Console(stderr=True, highlight=False)
+    # A pipe or a log has no width of its own; tables need more than the usual 80 columns.
+    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 180)
 
 
 @contextmanager

@@ -119,6 +119,11 @@ class Objective:
         """Everything that any term needs to be in the inputs."""
         return frozenset().union(*(term.spec.needs for term in self.terms))
 
+    def on_references_alone(self) -> Objective:
+        """The terms that need neither teacher nor second view: what development data can be scored with."""
+        alone = {"tokens", "decoder_logits", "decode"}
+        return Objective([term for term in self.terms if term.spec.needs <= alone])
+
     def __call__(self, inputs: LossInputs, *, step: int, normaliser: float) -> ObjectiveOutput:
         """All terms over one micro-batch.
 

@@ -30,11 +30,11 @@ SIZES: dict[str, dict[str, int]] = {
         "subsampling_channels": 32,
     },
     "demo": {
-        "d_model": 144,
-        "num_layers": 8,
+        "d_model": 192,
+        "num_layers": 4,
         "num_heads": 4,
-        "ffn_dim": 384,
-        "decoder_layers": 2,
+        "ffn_dim": 768,
+        "decoder_layers": 1,
         "subsampling_channels": 32,
     },
     "s": {

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from speechbrain.utils.checkpoints import CKPT_PREFIX, Checkpoint, Checkpointer, average_checkpoints
+from speechbrain.utils.checkpoints import CKPT_PREFIX, Checkpoint, Checkpointer, average_checkpoints, ckpt_recency
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from torch import Tensor
 
 _WRITING = "writing-"
@@ -36,6 +39,34 @@ class AtomicCheckpointer(Checkpointer):
         # One that was being deleted when the run was killed has lost some of its files.
         found = super()._list_checkpoint_dirs()
         return [d for d in found if all((d / f"{name}.ckpt").exists() for name in self.recoverables)]
+
+    def delete_checkpoints(
+        self,
+        *,
+        num_to_keep: int = 1,
+        min_keys: Any = None,
+        max_keys: Any = None,
+        importance_keys: Any = (ckpt_recency,),
+        ckpt_predicate: Any = None,
+        verbosity: int = logging.DEBUG,
+    ) -> None:
+        """As SpeechBrain's, but by the first rank alone.
+
+        SpeechBrain lets every rank list the folder and then waits for one broadcast for each deletion; ranks that list at
+        different moments see different folders and wait for each other for ever.
+        """
+        ddp_barrier()
+        if if_main_process():
+            everything = {c.path for c in self.find_checkpoints(ckpt_predicate=ckpt_predicate)}
+            choices = [{"min_key": k} for k in min_keys or ()] + [{"max_key": k} for k in max_keys or ()]
+            choices += [{"importance_key": k} for k in set(importance_keys)]
+            kept: set[Path] = set()
+            for choice in choices:
+                found = self.find_checkpoints(ckpt_predicate=ckpt_predicate, max_num_checkpoints=num_to_keep, **choice)
+                kept |= {c.path for c in found}
+            for path in everything - kept:
+                shutil.rmtree(path)
+        ddp_barrier()
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> Checkpoint | None:
         """As SpeechBrain's, then every file to disk and the folder to its real name."""
@@ -70,9 +101,5 @@ def average_of_best(checkpointer: Checkpointer, count: int, *, min_key: str) -> 
     """
     best = checkpointer.find_checkpoints(min_key=min_key, max_num_checkpoints=count)
 
-    def read(path: str | Path) -> dict[str, Tensor]:
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-    if len(best) == 1:
-        return read(best[0].paramfiles["model"])
-    return average_checkpoints(best, "model", parameter_loader=read)
+    # Also for one: the average is what is loaded, never a pickle with code in it.
+    return average_checkpoints(best, "model", parameter_loader=partial(torch.load, weights_only=True))

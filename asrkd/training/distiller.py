@@ -178,7 +178,7 @@ class Distiller(sb.Brain):
     def _loss_inputs(self, batch: SpeechBatch, output: ModelOutput, clean: Frames) -> LossInputs:
         needs = self.objective.needs
         targets = batch.targets
-        if targets is None and self.teacher is not None:
+        if targets is None and self.teacher is not None and self.modules.training:
             with torch.no_grad():
                 targets = self.teacher(batch).to(self.device)
         decoder_logits = None
@@ -215,7 +215,8 @@ class Distiller(sb.Brain):
     def compute_objectives(self, predictions: Any, batch: SpeechBatch, stage: sb.Stage) -> Tensor:
         """The weighted sum of all terms over this micro-batch, by the global number of frames."""
         _, inputs = predictions
-        result: ObjectiveOutput = self.objective(inputs, step=self.optimizer_step, normaliser=self._normaliser)
+        objective = self.objective if stage == sb.Stage.TRAIN else self.objective.on_references_alone()
+        result: ObjectiveOutput = objective(inputs, step=self.optimizer_step, normaliser=self._normaliser)
         if stage == sb.Stage.TRAIN:
             for name, term in result.terms.items():
                 self._window.sums[name] += float(term.sum)
