@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from typing import Any
 
 import typer
 
@@ -20,7 +21,7 @@ app = typer.Typer(
 
 
 # What a wrong command line raises; newer typer carries its own click, so that click's name for it may not be the one.
-_USAGE_ERROR = typer.BadParameter.__bases__[0]
+_USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
 
 
 def _register() -> None:

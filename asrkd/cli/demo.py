@@ -107,9 +107,7 @@ def _train(recipe: Recipe, device: str, stage: Stage) -> None:
         stage(f"train {recipe.name}: there already")(1, 1, "")
 
 
-def _evaluate(
-    recipes: dict[str, Recipe], out: Path, scale: Scale, seed: int, device: str, stage: Stage
-) -> list[Entry]:
+def _evaluate(recipes: dict[str, Recipe], out: Path, scale: Scale, seed: int, device: str, stage: Stage) -> list[Entry]:
     from lhotse import CutSet
 
     from asrkd.evaluation.evaluate import EvaluationOptions, evaluate

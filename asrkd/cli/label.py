@@ -13,7 +13,9 @@ from asrkd.cli.progress import stages
 
 def label(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML) with a teacher and targets.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Changes, e.g. targets.nbest=8 workdir=exp/mine.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes, e.g. targets.nbest=8 workdir=exp/mine.")
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Store the teacher's frame posteriors and N-best lists for every training utterance of RECIPE.

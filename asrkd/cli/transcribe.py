@@ -24,14 +24,19 @@ Format = Literal["text", "json"]
 
 
 def transcribe(
-    model: Annotated[Path, typer.Argument(help="Model package (a folder), as `asrkd train` and `asrkd demo` leave it.")],
+    model: Annotated[
+        Path, typer.Argument(help="Model package (a folder), as `asrkd train` and `asrkd demo` leave it.")
+    ],
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Audio files, folders of them, or globs; wav, flac, ogg, opus, mp3.")
+        list[str],
+        typer.Argument(metavar="PATH...", help="Audio files, folders of them, or globs; wav, flac, ogg, opus, mp3."),
     ],
     streaming: Annotated[bool, typer.Option("--streaming", help="Print partial results as they come.")] = False,
     chunk_ms: Annotated[int | None, typer.Option(help="Chunk length; default: the model's own.", min=1)] = None,
     beam: Annotated[int, typer.Option(help="Width of the prefix beam search; 1: greedy.", min=1)] = 1,
-    format: Annotated[Format, typer.Option(help="text: path, tab, transcript. json: one object a line with word times.")] = "text",
+    format: Annotated[
+        Format, typer.Option(help="text: path, tab, transcript. json: one object a line with word times.")
+    ] = "text",
     out: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
     device: DeviceOption = "auto",
 ) -> int:
@@ -97,7 +102,9 @@ def _streaming_hearer(model: Recogniser, chunk_ms: int | None, beam: int) -> Hea
     def hear(path: Path, show: Callable[[Any], None] | None) -> list[Final]:
         session = recognizer.session()
         finals = []
-        for block in _batched_events(session, stream_audio(path, BLOCK_S if show is None else 0.1, model.sample_rate_hz)):
+        for block in _batched_events(
+            session, stream_audio(path, BLOCK_S if show is None else 0.1, model.sample_rate_hz)
+        ):
             for event in block:
                 if isinstance(event, Final):
                     finals.append(event)
@@ -164,7 +171,12 @@ def _line(path: Path, finals: list[Final], format: Format) -> str:
     if format == "text":
         return f"{path}\t{text}"
     words = [
-        {"word": w.text, "start_s": round(w.start_s, 3), "end_s": round(w.end_s, 3), "confidence": round(w.confidence, 4)}
+        {
+            "word": w.text,
+            "start_s": round(w.start_s, 3),
+            "end_s": round(w.end_s, 3),
+            "confidence": round(w.confidence, 4),
+        }
         for final in finals
         for w in final.words
     ]

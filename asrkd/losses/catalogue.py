@@ -97,9 +97,7 @@ def _frame_kl(inputs: LossInputs, **options: Any) -> Term:
 def _nbest_ctc(inputs: LossInputs, **options: Any) -> Term:
     logits, targets = inputs.ctc_logits, inputs.targets
     assert logits is not None and targets is not None and targets.nbest is not None
-    total = nbest_ctc(
-        logits.values, logits.lengths, targets.nbest, blank_id=inputs.vocabulary.blank_id, **options
-    )
+    total = nbest_ctc(logits.values, logits.lengths, targets.nbest, blank_id=inputs.vocabulary.blank_id, **options)
     return total, float(sum(len(h[0].tokens) for h in targets.nbest if h))
 
 

@@ -172,7 +172,9 @@ class _Events:
             index = place if values.ndim == 2 else place.unsqueeze(-1).expand(-1, -1, values.shape[2])
             return values.gather(1, index.clamp(max=frames - 1))
 
-        return _Events(pick(self.log_probs), None if self.ids is None else pick(self.ids), pick(self.blank_log_prob), lengths)
+        return _Events(
+            pick(self.log_probs), None if self.ids is None else pick(self.ids), pick(self.blank_log_prob), lengths
+        )
 
     def chosen(self, blank: str, threshold: float, select: str, neighbourhood: int) -> Tensor:
         """``(B, T)`` bool: frames that the policies leave in."""
@@ -260,7 +262,13 @@ def _blank_of(
 
 
 def _decoupled(
-    teacher: Tensor, student: Tensor, blank_teacher: Tensor, is_blank: Tensor, temperature: float, kind: str, weight: float
+    teacher: Tensor,
+    student: Tensor,
+    blank_teacher: Tensor,
+    is_blank: Tensor,
+    temperature: float,
+    kind: str,
+    weight: float,
 ) -> Tensor:
     """Binary divergence of blank against the rest, and the divergence among the rest, weighed by the teacher's mass there."""
     teacher, student = _tempered(teacher, temperature), _tempered(student, temperature)

@@ -39,7 +39,9 @@ def ctc(
     return reduce(losses, token_lengths, reduction)
 
 
-def ctc_of_log_probs(log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor, blank_id: int) -> Tensor:
+def ctc_of_log_probs(
+    log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor, blank_id: int
+) -> Tensor:
     """``(B,)`` CTC losses of log-probabilities ``(B, T, V)``, zero where the transcript does not fit."""
     if log_probs.shape[0] == 0 or log_probs.shape[1] == 0:
         return log_probs.sum((1, 2))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from asrkd.models.transformer import SpeechBrainConformer
 
 
-class PaddedConvolution(ConvolutionModule):  # type: ignore[misc]
+class PaddedConvolution(ConvolutionModule):
     """SpeechBrain's Conformer convolution with padded frames zeroed *before* the depthwise convolution.
 
     SpeechBrain masks only the output, so that up to half a kernel of padding reaches the last valid frames and an
@@ -35,7 +35,7 @@ class PaddedConvolution(ConvolutionModule):  # type: ignore[misc]
         return self.after_conv(self.conv(y).transpose(1, 2))
 
 
-class JointSearcher(S2STransformerBeamSearcher):  # type: ignore[misc]
+class JointSearcher(S2STransformerBeamSearcher):
     """SpeechBrain's searcher with an exact end and without its padding hypotheses.
 
     Scores are totals (no length normalisation), so they only fall as a hypothesis grows: an utterance is finished as

@@ -90,7 +90,9 @@ def read_shard(folder: Path, number: int) -> dict[str, Entry]:
             blob[row["offset"] : row["offset"] + row["size"]],
             row["frames"],
             row["audio_sha256"],
-            None if row["nbest"] is None else tuple(Hypothesis(tuple(t), text, score) for t, text, score in row["nbest"]),
+            None
+            if row["nbest"] is None
+            else tuple(Hypothesis(tuple(t), text, score) for t, text, score in row["nbest"]),
         )
         for identity, row in utterances.items()
     }

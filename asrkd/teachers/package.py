@@ -9,6 +9,7 @@ import torch
 
 from asrkd.decoding.ctc import greedy
 from asrkd.models.base import Recogniser
+from asrkd.models.transformer import SpeechBrainConformer
 from asrkd.types import Frames, Hypothesis, NBest, SpeechBatch, TeacherTargets
 
 
@@ -42,7 +43,9 @@ class PackageTeacher:
     def __call__(self, batch: SpeechBatch) -> TeacherTargets:
         """Log-probabilities ``(B, T, V)`` in full context, and the N-best lists."""
         if batch.sample_rate_hz != self.sample_rate_hz:
-            raise ValueError(f"sample_rate_hz: expected the teacher's {self.sample_rate_hz}, found {batch.sample_rate_hz}")
+            raise ValueError(
+                f"sample_rate_hz: expected the teacher's {self.sample_rate_hz}, found {batch.sample_rate_hz}"
+            )
         features = self.model.features(batch.audio.to(self.device), batch.audio_lengths.to(self.device))
         output = self.model(features, chunk_frames=0)
         logits = output.ctc_logits
@@ -52,9 +55,8 @@ class PackageTeacher:
     def _nbest(self, encoded: Frames, posteriors: Frames) -> tuple[NBest, ...] | None:
         if self.nbest == 0:
             return None
-        if self.model.has_decoder and hasattr(self.model, "nbest"):
-            found: tuple[NBest, ...] = self.model.nbest(encoded, self.nbest, self.beam)
-            return found
+        if isinstance(self.model, SpeechBrainConformer):
+            return self.model.nbest(encoded, self.nbest, self.beam)
         decode = self.model.tokenizer.decode
         return tuple(
             (Hypothesis(d.tokens, decode(d.tokens), d.score, d.times_s, d.confidences),)

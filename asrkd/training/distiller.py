@@ -183,6 +183,7 @@ class Distiller(sb.Brain):
                 targets = self.teacher(batch).to(self.device)
         decoder_logits = None
         if "decoder_logits" in needs:
+            assert batch.tokens is not None and batch.token_lengths is not None  # the loader's batches have labels
             decoder_logits = self.model.decoder_logits(output.encoded, batch.tokens, batch.token_lengths)
         return LossInputs(
             ctc_logits=output.ctc_logits,
@@ -337,10 +338,15 @@ class Distiller(sb.Brain):
                 output, _ = predictions = self.compute_forward(micro, stage)
                 loss = loss + self.compute_objectives(predictions, micro, stage).detach().cpu()
             scores = output.ctc_logits
-            found = greedy(Frames(scores.values.float().log_softmax(-1), scores.lengths, scores.frame_shift_s), self.model.vocabulary)
+            found = greedy(
+                Frames(scores.values.float().log_softmax(-1), scores.lengths, scores.frame_shift_s),
+                self.model.vocabulary,
+            )
             for reference, hypothesis in zip(micro.texts, found, strict=True):
                 words = reference.split()
-                self._valid_errors += Levenshtein.distance(words, self.model.tokenizer.decode(hypothesis.tokens).split())
+                self._valid_errors += Levenshtein.distance(
+                    words, self.model.tokenizer.decode(hypothesis.tokens).split()
+                )
                 self._valid_words += len(words)
         return loss / max(1, len(batch))
 
@@ -358,7 +364,10 @@ class Distiller(sb.Brain):
         if patience is not None and self.epochs_since_best >= patience:
             self.epoch_counter.limit = self.epoch_counter.current
         self.checkpointer.save_and_keep_only(
-            meta={"wer": wer, "epoch": epoch}, min_keys=["wer"], num_to_keep=self.settings.average, verbosity=logging.DEBUG
+            meta={"wer": wer, "epoch": epoch},
+            min_keys=["wer"],
+            num_to_keep=self.settings.average,
+            verbosity=logging.DEBUG,
         )
         self._last_step_ended = time.perf_counter()
 

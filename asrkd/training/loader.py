@@ -64,7 +64,7 @@ def make_loader(sampler: GroupSampler, read: Callable[[Any], SpeechBatch], worke
     """A torch loader over groups; ``workers`` 0 reads in the training process."""
     return DataLoader(
         _Reader(read),
-        sampler=sampler,  # type: ignore[arg-type]  # any iterable of "indexes" will do, and ours are lists of cuts
+        sampler=sampler,  # any iterable of "indexes" will do, and ours are lists of cuts
         batch_size=None,
         num_workers=workers,
         persistent_workers=workers > 0,

@@ -198,7 +198,9 @@ def _field_names(model: Any, location: Sequence[int | str]) -> list[str]:
         if info is None:
             return []
         candidates = [info.annotation, *get_args(info.annotation)]
-        model = next((c for c in candidates if isinstance(c, type) and get_origin(c) is None and issubclass(c, BaseModel)), None)
+        model = next(
+            (c for c in candidates if isinstance(c, type) and get_origin(c) is None and issubclass(c, BaseModel)), None
+        )
     return sorted(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
@@ -254,7 +256,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         below = result.get(key)
         same_kind = not isinstance(value, dict) or value.get("kind") in (None, (below or {}).get("kind"))
-        result[key] = merge(below, value) if isinstance(value, dict) and isinstance(below, dict) and same_kind else value
+        result[key] = (
+            merge(below, value) if isinstance(value, dict) and isinstance(below, dict) and same_kind else value
+        )
     return result
 
 
@@ -335,7 +339,9 @@ def missing_files(recipe: Recipe) -> list[str]:
         wanted.append(("tokenizer.package", recipe.tokenizer.package))
     if recipe.training.init_from is not None:
         wanted.append(("training.init_from", recipe.training.init_from))
-    return [f"{key}: no such file or folder: {recipe.path(path)}" for key, path in wanted if not recipe.path(path).exists()]
+    return [
+        f"{key}: no such file or folder: {recipe.path(path)}" for key, path in wanted if not recipe.path(path).exists()
+    ]
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:

@@ -112,7 +112,9 @@ def _train(recipe: Recipe, device: str, stage: Stage) -> None:
     sampler = GroupSampler(source, recipe.training.accumulate)
     valid_loader = None
     if len(valid_cuts):
-        valid_source = BatchSource(valid_cuts, max_duration_s=recipe.data.max_duration_s, seed=0, rank=rank, world_size=ranks)
+        valid_source = BatchSource(
+            valid_cuts, max_duration_s=recipe.data.max_duration_s, seed=0, rank=rank, world_size=ranks
+        )
         valid_loader = make_loader(GroupSampler(valid_source), lambda cuts: read(cuts, with_targets=False), workers=0)
     per_epoch = sampler.count(epoch=1)
     total = recipe.training.epochs * per_epoch
@@ -187,7 +189,9 @@ def read_cuts(paths: Sequence[Path], recipe: Recipe) -> CutSet:
     if len(kept) < len(cuts):
         logger.info("%d of %d utterances left out: not within %g to %g s", len(cuts) - len(kept), len(cuts), low, high)
     if paths and not kept:
-        raise RecipeError(f"data: expected utterances of {low:g} to {high:g} s in {', '.join(map(str, paths))}; found none")
+        raise RecipeError(
+            f"data: expected utterances of {low:g} to {high:g} s in {', '.join(map(str, paths))}; found none"
+        )
     return CutSet.from_cuts(kept)
 
 
@@ -296,7 +300,11 @@ def _same_run_or_new(folder: Path, identity: dict[str, Any]) -> None:
 
 def _differences(a: Any, b: Any, path: str) -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict):
-        return [d for key in a.keys() | b.keys() for d in _differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)]
+        return [
+            d
+            for key in a.keys() | b.keys()
+            for d in _differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
+        ]
     return [] if a == b else [path.removeprefix("recipe.")]
 
 

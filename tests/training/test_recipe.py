@@ -65,7 +65,9 @@ def test_a_stored_teacher_needs_a_place(tmp_path: Path) -> None:
 
 def test_extends_merges_maps_and_replaces_lists(tmp_path: Path) -> None:
     write(tmp_path, GOOD, "base.yaml")
-    child = write(tmp_path, "extends: base.yaml\nname: child\ndata: {max_duration_s: 7}\nlosses: [{loss: ctc, weight: 2}]\n")
+    child = write(
+        tmp_path, "extends: base.yaml\nname: child\ndata: {max_duration_s: 7}\nlosses: [{loss: ctc, weight: 2}]\n"
+    )
     recipe = load_recipe(child)
     assert recipe.name == "child"
     assert recipe.data.train == (Path("cuts.jsonl.gz"),) and recipe.data.max_duration_s == 7
@@ -96,5 +98,11 @@ def test_bad_overrides_are_one_line(tmp_path: Path, override: str) -> None:
 
 
 def test_missing_files_are_all_named(tmp_path: Path) -> None:
-    recipe: Recipe = load_recipe(write(tmp_path, GOOD), [f"workdir={tmp_path}", "tokenizer.package=t", "data.valid=[v.gz]"])
-    assert [line.split(":")[0] for line in missing_files(recipe)] == ["data.train.0", "data.valid.0", "tokenizer.package"]
+    recipe: Recipe = load_recipe(
+        write(tmp_path, GOOD), [f"workdir={tmp_path}", "tokenizer.package=t", "data.valid=[v.gz]"]
+    )
+    assert [line.split(":")[0] for line in missing_files(recipe)] == [
+        "data.train.0",
+        "data.valid.0",
+        "tokenizer.package",
+    ]
