@@ -42,6 +42,7 @@ PARTS = ("train", "dev", "test-clean", "test-other")
 RECORD = "spoken_numbers.json"
 _FORMAT = 2  # raise when the same seed would give other files
 _MEAN_UTTERANCE_S = 2.6  # measured; turns minutes into a number of utterances
+_UTTERANCES_A_SPEAKER = 6  # few, since strange voices are what a recogniser stumbles over
 _MAX_CRASHES = 3  # of the library in one chapter, each costing one phrase
 
 _ACCENTS = (
@@ -185,7 +186,7 @@ def plan(seed: int, minutes: dict[str, float]) -> list[Chapter]:
     for number, part in reversed(list(enumerate(PARTS))):  # tests choose first, or they would lack the common phrases
         generator = np.random.default_rng([seed, number])
         utterances = max(2, round(minutes[part] * 60 / _MEAN_UTTERANCE_S))
-        speakers = max(2, round(utterances / (25 if part == "train" else 15)))
+        speakers = max(2, round(utterances / _UTTERANCES_A_SPEAKER))
         texts = _phrases(utterances, part, taken, generator)
         variants = {"train": _TRAIN_VARIANTS, "dev": _DEV_VARIANTS}.get(part, _TEST_VARIANTS)
         order = generator.permutation(len(variants))

@@ -20,7 +20,7 @@ from asrkd.models.subsampling import CausalSubsampling, pad_to_multiple
 from asrkd.types import Frames, ModelOutput, NBest
 
 SIZES: dict[str, dict[str, int]] = {
-    # About 1, 3.6 and 13 million parameters with a vocabulary of a few hundred tokens.
+    # About 1, 4.2 and 13 million parameters with a vocabulary of a few hundred tokens.
     "tiny": {
         "d_model": 96,
         "num_layers": 4,

@@ -13,6 +13,7 @@ import soundfile
 from asrkd.data.batching import load_batch
 from asrkd.data.corpora import corpus_parts, load_cuts
 from asrkd.data.librispeech import prepare_librispeech
+from asrkd.data.spoken_numbers import CONDITIONS
 
 
 def _write(root: Path, part: str, speaker: str, utterances: dict[str, str], suffix: str = "flac") -> Path:
@@ -33,8 +34,9 @@ def _write(root: Path, part: str, speaker: str, utterances: dict[str, str], suff
 def test_spoken_numbers_carry_their_conditions(spoken: Path, prepared: Path) -> None:
     assert set(corpus_parts(prepared)) == {"train", "dev", "test-clean", "test-other"}
     for cut in load_cuts(prepared, "test-other"):
-        assert 5.0 <= cut.snr_db <= 15.0
-        assert 0.3 <= cut.rt60_s <= 0.7
+        stated = CONDITIONS["test-other"]
+        assert stated.snr_db[0] <= cut.snr_db <= stated.snr_db[1]
+        assert stated.rt60_s[0] <= cut.rt60_s <= stated.rt60_s[1]
         assert cut.supervisions[0].speaker == cut.id.split("-")[0]
         assert cut.supervisions[0].text.isupper()
     record = json.loads((prepared / "corpus.json").read_text())
