@@ -226,11 +226,11 @@ def _at_delay(
 def _student_events(logits: Tensor, ids: Tensor | None, teacher: Tensor) -> Tensor:
     """Student log-probabilities of the teacher's events; the tail holds what the kept ones leave."""
     if ids is None:
-        return logits.log_softmax(-1)
+        return logits.log_softmax(-1).clamp(min=_NEVER)
     log_z = logits.logsumexp(-1, keepdim=True)
     kept = logits.gather(-1, ids) - log_z
     unused = teacher[..., :-1] <= _NEVER
-    kept = kept.masked_fill(unused, _NEVER)
+    kept = kept.clamp(min=_NEVER).masked_fill(unused, _NEVER)
     tail = torch.log1p(-kept.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-7))
     return torch.cat((kept, tail), -1)
 
