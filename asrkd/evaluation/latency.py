@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from rapidfuzz.distance import Levenshtein
 from torchaudio.functional import forced_align
 
 from asrkd.data.text import Tokenizer
@@ -130,16 +131,21 @@ def emission_delays_s(
     Returns:
         Seconds for each word that both have, in order; negative where the word came out before its end.
     """
-    from rapidfuzz.distance import Levenshtein
-
-    said, heard = [w.text for w in aligned], [w.text for w in recognised]
     delays: list[float] = []
-    for block in Levenshtein.opcodes(said, heard):
-        if block.tag == "equal":
-            for i, j in zip(
-                range(block.src_start, block.src_end), range(block.dest_start, block.dest_end), strict=True
-            ):
-                end = recognised[j].end_s
-                out = math.ceil(round(end / chunk_s, 6)) * chunk_s if chunk_s else end
-                delays.append(out + look_ahead_s - aligned[i].end_s)
+    for i, j in matches([w.text for w in aligned], [w.text for w in recognised]):
+        end = recognised[j].end_s
+        out = math.ceil(round(end / chunk_s, 6)) * chunk_s if chunk_s else end
+        delays.append(out + look_ahead_s - aligned[i].end_s)
     return delays
+
+
+def matches(first: Sequence[Hashable], second: Sequence[Hashable]) -> Iterator[tuple[int, int]]:
+    """Positions of the equal elements of a Levenshtein alignment.
+
+    Args:
+        first: Words or token ids.
+        second: The same of another.
+    """
+    for block in Levenshtein.opcodes(first, second):
+        if block.tag == "equal":
+            yield from zip(range(block.src_start, block.src_end), range(block.dest_start, block.dest_end), strict=True)

@@ -80,6 +80,7 @@ class TeacherConfig(_Strict):
 
     package: Path
     live: bool = False
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
 class TargetsConfig(_Strict):

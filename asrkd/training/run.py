@@ -147,7 +147,8 @@ def open_teacher(recipe: Recipe, device: str, nbest: int) -> PackageTeacher:
     """The recipe's teacher, loaded."""
     assert recipe.teacher is not None
     beam = recipe.targets.beam if recipe.targets is not None else 8
-    return PackageTeacher(package.load(recipe.path(recipe.teacher.package)), device=device, nbest=nbest, beam=beam)
+    model = package.load(recipe.path(recipe.teacher.package))
+    return PackageTeacher(model, device=device, nbest=nbest, beam=beam, precision=recipe.teacher.precision)
 
 
 def make_targets(recipe: Recipe, cuts: CutSet, device: str, stage: Stage) -> TargetsStore:

@@ -68,9 +68,9 @@ def test_odd_audio_is_transcribed_and_bad_audio_named(student: Path, tmp_path: P
     assert answer.returncode == 1
     assert [Path(line.split("\t")[0]).name for line in answer.stdout.splitlines()] == sorted(good)
     errors = [line for line in answer.stderr.splitlines() if line.startswith("asrkd: ")]
-    assert [any(name in line for line in errors) for name in ("x_empty", "y_corrupt", "z_truncated", "missing.wav")] == [
-        True
-    ] * 4
+    assert [
+        any(name in line for line in errors) for name in ("x_empty", "y_corrupt", "z_truncated", "missing.wav")
+    ] == [True] * 4
     assert len(errors) == 4 and "Traceback" not in answer.stderr
 
 
