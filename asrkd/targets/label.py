@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from lhotse import CutSet
+from lhotse.cut import Cut
+from numpy.typing import NDArray
 
 from asrkd.data.batching import load_batch
 from asrkd.data.files import write_atomically
-from asrkd.targets.codec import TopKCodec
-from asrkd.targets.store import HEADER, SCHEMA_VERSION, Entry, TargetsError, read_header, read_shard, write_shard
+from asrkd.targets.codec import SampledCodec, TopKCodec, make_codec
+from asrkd.targets.store import (
+    HEADER,
+    SCHEMA_VERSION,
+    Entry,
+    Layer,
+    TargetsError,
+    pack_hidden,
+    pack_nbest,
+    read_header,
+    read_shard,
+    write_shard,
+)
 from asrkd.types import Frames, SpeechBatch, TeacherTargets, Vocabulary
 
 Progress = Callable[[int, int, str], None]
-_POLL_S = 0.2
+_PATIENCE = datetime.timedelta(days=7)  # ranks wait for each other as long as labelling may take
 
 
 class LabellingTeacher(Protocol):
@@ -39,28 +56,33 @@ def label(
     cuts: CutSet,
     folder: str | Path,
     *,
+    codec: str = "topk",
     mass: float = 0.999,
     max_entries: int = 16,
     bits: int = 8,
+    samples: int = 32,
     max_duration_s: float = 240.0,
     shard_utterances: int = 256,
     progress: Progress = lambda done, total, text: None,
 ) -> None:
     """Label every cut; killed at any moment, the same call continues with the shard it was in.
 
-    Shards that are there and whole are kept; one that is cut short or changed is made anew, alone. Under ``torchrun`` rank
-    r of W makes every W-th missing shard, and all wait until everything is there.
+    Shards that are there and whole are kept; one that is cut short or changed is made anew, alone. Under ``torchrun`` the
+    missing shards are dealt out to the ranks, which wait for each other at the end; what a lost rank did not make is dealt
+    out again by the next start. Speed views (``…_sp0.9``) are cuts of their own.
 
     Args:
         teacher: Who is asked.
         cuts: What it hears.
         folder: Of the store.
+        codec: ``topk`` or ``sampled``.
         mass: Of :class:`TopKCodec`.
         max_entries: Of :class:`TopKCodec`.
         bits: Of :class:`TopKCodec`.
+        samples: Of :class:`SampledCodec`.
         max_duration_s: Longest batch, padding counted.
         shard_utterances: Utterances in a shard.
-        progress: Called with utterances done, their total and the speed.
+        progress: Called with utterances done, their total, and speed and size.
 
     Raises:
         TargetsError: If the folder holds targets of another teacher, codec or corpus; it says what differs.
@@ -71,28 +93,118 @@ def label(
     by_id = {cut.id: cut for cut in cuts}
     ids = sorted(by_id)
     shards = [ids[i : i + shard_utterances] for i in range(0, len(ids), shard_utterances)]
-    codec = TopKCodec(len(teacher.vocabulary), teacher.vocabulary.blank_id, mass, max_entries, bits)
-    _claim(folder, _header(teacher, codec, shards))
-    missing = [n for n in range(len(shards)) if not _is_whole(folder, n, shards[n])]
-    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    done = sum(len(shards[n]) for n in range(len(shards)) if n not in missing)
-    progress(done, len(ids), "")
-    started, heard_s = time.monotonic(), 0.0
-    for number in missing[rank::ranks]:
-        entries: dict[str, Entry] = {}
-        for batch_ids in _batches([by_id[i] for i in shards[number]], max_duration_s):
-            batch = load_batch([by_id[i] for i in batch_ids], None, sample_rate_hz=teacher.sample_rate_hz)
-            entries |= _entries(batch, teacher(batch), codec)
-            heard_s += float(batch.audio_lengths.sum()) / batch.sample_rate_hz
-            speed = heard_s / max(1e-6, time.monotonic() - started)
-            progress(done + len(entries), len(ids), f"{speed:.0f}x real time")
-        write_shard(folder, number, {i: entries[i] for i in shards[number]})
-        done += len(entries)
-    while ranks > 1 and not all(_is_there(folder, n) for n in range(len(shards))):
-        time.sleep(_POLL_S)
+    options = {"mass": mass, "max_entries": max_entries, "bits": bits} if codec == "topk" else {"samples": samples}
+    made = make_codec({"kind": codec, **options}, len(teacher.vocabulary), teacher.vocabulary.blank_id)
+    header = _header(teacher, made, shards)
+    with _ranks() as (rank, ranks, group):
+        missing = _agreed(lambda: _missing(folder, header, shards, by_id), rank, group)
+        done = sum(len(shards[n]) for n in range(len(shards)) if n not in set(missing))
+        progress(done, len(ids), "")
+        speed = _Speed()
+        for number in missing[rank::ranks]:
+            entries: dict[str, Entry] = {}
+            layers: dict[str, Layer] = {}
+            for batch_cuts in _batches([by_id[i] for i in shards[number]], max_duration_s):
+                batch = load_batch(batch_cuts, None, sample_rate_hz=teacher.sample_rate_hz)
+                some, layers = _entries(batch_cuts, teacher(batch), made)
+                entries |= some
+                speed.add(batch, entries)
+                progress(done + len(entries), len(ids), speed.text())
+            write_shard(folder, number, {i: entries[i] for i in shards[number]}, layers)
+            done += len(entries)
+            speed.next_shard()
 
 
-def _header(teacher: LabellingTeacher, codec: TopKCodec, shards: Sequence[Sequence[str]]) -> dict[str, Any]:
+class _Speed:
+    """Audio heard against the time it took, and bytes of it."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._heard_s = 0.0
+        self._bytes_before = 0
+        self._bytes = 0
+
+    def add(self, batch: SpeechBatch, shard: dict[str, Entry]) -> None:
+        self._heard_s += float(batch.audio_lengths.sum()) / batch.sample_rate_hz
+        self._bytes = sum(len(e.posteriors) + len(e.nbest) + sum(map(len, e.hidden)) for e in shard.values())
+
+    def next_shard(self) -> None:
+        self._bytes_before += self._bytes
+        self._bytes = 0
+
+    def text(self) -> str:
+        times = self._heard_s / max(1e-6, time.monotonic() - self._started)
+        mb_per_hour = (self._bytes_before + self._bytes) / 1e6 / max(1e-6, self._heard_s / 3600)
+        return f"{times:.0f}x real time, {mb_per_hour:.2f} MB an hour"
+
+
+@contextmanager
+def _ranks() -> Iterator[tuple[int, int, Any]]:
+    """This process's rank, their number, and a gloo group of all; all have finished when the block ends without an error.
+
+    Ranks talk over gloo, whatever the training's own group uses, and give up as soon as one of them is gone.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks == 1:
+        yield 0, 1, None
+        return
+    own_group = not dist.is_initialized()
+    if own_group:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+    group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    try:
+        yield dist.get_rank(), ranks, group
+        try:
+            dist.barrier(group=group)
+        except RuntimeError:
+            raise TargetsError(
+                "another process ended before its shards were made; run the same command again"
+            ) from None
+    finally:
+        if own_group:
+            dist.destroy_process_group()
+
+
+def _agreed(ask: Callable[[], list[int]], rank: int, group: Any) -> list[int]:
+    """What ``ask`` gives on rank 0, on every rank; its refusal is everybody's."""
+    if group is None:
+        return ask()
+    answer: list[Any] = [None]
+    if rank == 0:
+        try:
+            answer = [ask()]
+        except (TargetsError, OSError) as error:
+            answer = [error]
+    dist.broadcast_object_list(answer, src=0, group=group)
+    if isinstance(answer[0], Exception):
+        raise answer[0]
+    return answer[0]
+
+
+def audio_identity(cut: Cut) -> str:
+    """Short hash of which samples a cut is made of: excerpt, transforms, and the size of each file, wherever it lies.
+
+    A corpus that is moved keeps it; one that is made anew with other audio does not.
+    """
+
+    def stripped(value: Any) -> Any:
+        if isinstance(value, list):
+            return [stripped(v) for v in value]
+        if not isinstance(value, dict):
+            return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else value
+        kept = {k: stripped(v) for k, v in value.items() if k not in ("supervisions", "custom", "features")}
+        if value.get("type") == "file" and "source" in value:
+            path = Path(value["source"])
+            kept["source"] = path.stat().st_size if path.exists() else str(path)
+        return kept
+
+    text = json.dumps(stripped(cut.to_dict()), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _header(
+    teacher: LabellingTeacher, codec: TopKCodec | SampledCodec, shards: Sequence[Sequence[str]]
+) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "teacher": teacher.identity,
@@ -100,7 +212,8 @@ def _header(teacher: LabellingTeacher, codec: TopKCodec, shards: Sequence[Sequen
         "blank_id": teacher.vocabulary.blank_id,
         "frame_shift_s": teacher.frame_shift_s,
         "sample_rate_hz": teacher.sample_rate_hz,
-        "codec": {"mass": codec.mass, "max_entries": codec.max_entries, "bits": codec.bits},
+        "codec": codec.options(),
+        "declared_error": codec.declared_error(),
         "shards": [hashlib.sha256("\n".join(ids).encode()).hexdigest() for ids in shards],
     }
 
@@ -111,50 +224,76 @@ def _claim(folder: Path, header: dict[str, Any]) -> None:
         write_atomically(folder / HEADER, json.dumps(header, ensure_ascii=False).encode())
         return
     found = read_header(folder)
-    differing = [key for key in header if found.get(key) != header[key]]
+    names = {"shards": "utterances", "tokens": "vocabulary"}
+    differing = [names.get(key, key) for key in header if found.get(key) != header[key] and key != "declared_error"]
     if differing:
-        names = {"shards": "utterances", "tokens": "vocabulary"}
-        what = ", ".join(names.get(key, key) for key in differing)
-        raise TargetsError(f"{folder}: holds other targets ({what} differ); choose another folder or remove this one")
+        verb = "differs" if len(differing) == 1 and differing != ["utterances"] else "differ"
+        raise TargetsError(
+            f"{folder}: holds other targets ({', '.join(differing)} {verb}); choose another folder or remove this one"
+        )
 
 
-def _is_whole(folder: Path, number: int, ids: Sequence[str]) -> bool:
-    try:
-        return list(read_shard(folder, number)) == list(ids)
-    except TargetsError:
-        return False
+def _missing(folder: Path, header: dict[str, Any], shards: Sequence[Sequence[str]], by_id: dict[str, Cut]) -> list[int]:
+    """Numbers of the shards that have to be made.
+
+    Raises:
+        TargetsError: If the folder holds other targets, or an utterance's audio is not what was heard.
+    """
+    _claim(folder, header)
+    missing = []
+    for number, ids in enumerate(shards):
+        try:
+            places = read_shard(folder, number).places
+        except TargetsError:
+            missing.append(number)
+            continue
+        if list(places) != list(ids):
+            missing.append(number)
+            continue
+        for utterance in ids:
+            if places[utterance].audio != audio_identity(by_id[utterance]):
+                raise TargetsError(
+                    f"{folder}: the audio of {utterance} is not what the teacher heard; remove the folder and label again"
+                )
+    return missing
 
 
-def _is_there(folder: Path, number: int) -> bool:
-    try:
-        read_shard(folder, number)
-    except TargetsError:
-        return False
-    return True
-
-
-def _batches(cuts: Sequence[Any], max_duration_s: float) -> Iterator[list[str]]:
-    """Ids in batches of like length, longest first, whose padded audio stays within ``max_duration_s``."""
-    batch: list[Any] = []
+def _batches(cuts: Sequence[Cut], max_duration_s: float) -> Iterator[list[Cut]]:
+    """Cuts in batches of like length, longest first, whose padded audio stays within ``max_duration_s``."""
+    batch: list[Cut] = []
     for cut in sorted(cuts, key=lambda c: (-c.duration, c.id)):
         if batch and batch[0].duration * (len(batch) + 1) > max_duration_s:
-            yield [c.id for c in batch]
+            yield batch
             batch = []
         batch.append(cut)
     if batch:
-        yield [c.id for c in batch]
+        yield batch
 
 
-def _entries(batch: SpeechBatch, targets: TeacherTargets, codec: TopKCodec) -> dict[str, Entry]:
+def _entries(
+    cuts: Sequence[Cut], targets: TeacherTargets, codec: TopKCodec | SampledCodec
+) -> tuple[dict[str, Entry], dict[str, Layer]]:
+    """Entries of a batch, and what its hidden layers are."""
     posteriors = targets.posteriors
-    if not isinstance(posteriors, Frames):
+    if posteriors is not None and not isinstance(posteriors, Frames):
         raise TargetsError("targets: expected dense posteriors of the teacher")
-    log_probs = posteriors.values.float().cpu().numpy()
-    lengths = posteriors.lengths.tolist()
+    if posteriors is None and targets.nbest is None and not targets.hidden:
+        raise TargetsError("targets: expected posteriors, N-best lists or hidden states; the teacher gives none")
+    log_probs, lengths = (None, []) if posteriors is None else (_cpu(posteriors.values), posteriors.lengths.tolist())
+    hidden = [(_cpu(frames.values), frames.lengths.tolist()) for frames in targets.hidden.values()]
+    layers = {n: Layer(f.values.shape[2], f.frame_shift_s) for n, f in targets.hidden.items()}
     entries = {}
-    for row, identity in enumerate(batch.ids):
-        samples = batch.audio[row, : int(batch.audio_lengths[row])].contiguous()
-        heard = hashlib.sha256(samples.view(torch.uint8).numpy().tobytes()).hexdigest()
-        nbest = None if targets.nbest is None else targets.nbest[row]
-        entries[identity] = Entry(codec.encode(log_probs[row, : lengths[row]]), lengths[row], heard, nbest)
-    return entries
+    for row, cut in enumerate(cuts):
+        entries[cut.id] = Entry(
+            b"" if log_probs is None else codec.encode(log_probs[row, : lengths[row]], cut.id),
+            0 if log_probs is None else lengths[row],
+            audio_identity(cut),
+            cut.duration,
+            b"" if targets.nbest is None else pack_nbest(targets.nbest[row]),
+            tuple(pack_hidden(values[row, : frames[row]]) for values, frames in hidden),
+        )
+    return entries, layers
+
+
+def _cpu(values: torch.Tensor) -> NDArray[np.float32]:
+    return values.float().cpu().numpy()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,15 +14,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from lhotse import CutSet
 
-from asrkd.data.batching import load_batch
+from asrkd.data.batching import load_batch, with_speeds
 from asrkd.data.corpora import load_cuts
 from asrkd.data.text import train_tokenizer
+from asrkd.losses.frame import frame_kl
 from asrkd.models import package
 from asrkd.targets.label import label
 from asrkd.targets.store import TargetsError, TargetsStore
 from asrkd.teachers.package import PackageTeacher
-from asrkd.types import Frames, TopK
+from asrkd.types import Frames, Hypothesis, SpeechBatch, TeacherTargets, TopK, Vocabulary
 
 LABEL = """
 import sys
@@ -81,6 +86,87 @@ def test_stored_equals_live(teacher_package: Path, prepared: Path, tmp_path: Pat
     for one, other in zip(live.nbest, stored.nbest, strict=True):
         assert [h.tokens for h in one] == [h.tokens for h in other]
         assert [h.score for h in one] == pytest.approx([h.score for h in other], rel=1e-3)
+
+
+def test_the_loss_against_stored_targets_is_that_against_live_ones(
+    teacher_package: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """The frame KL of a random student differs by no more than the codec's error on the log-probabilities."""
+    teacher = PackageTeacher(package.load(teacher_package))
+    label(teacher, load_cuts(prepared, "dev"), tmp_path / "targets", bits=16, max_entries=64, mass=0.9999)
+    batch = load_batch(list(load_cuts(prepared, "dev"))[:5], None)
+    live, stored = teacher(batch).posteriors, TargetsStore(tmp_path / "targets").read(batch.ids).posteriors
+    assert isinstance(live, Frames) and isinstance(stored, TopK)
+    logits = torch.randn(live.values.shape, generator=torch.Generator().manual_seed(0))
+    losses = [
+        frame_kl(logits, live.lengths, t, blank_id=0, student_frame_shift_s=live.frame_shift_s, reduction="mean")
+        for t in (live, stored)
+    ]
+    assert float(losses[0]) == pytest.approx(float(losses[1]), abs=5e-3)
+
+
+class WholeTeacher:
+    """Another teacher with everything that can be stored, times and confidences too."""
+
+    sample_rate_hz = 16000
+    frame_shift_s = 0.04
+    identity = "whole"
+    vocabulary = Vocabulary(("<blank>", "a", "b"), 0)
+
+    def __call__(self, batch: SpeechBatch) -> TeacherTargets:
+        lengths = batch.audio_lengths // 640
+        frames = batch.audio[:, : int(lengths.max()) * 640].reshape(len(batch.ids), -1, 640)
+        hidden = Frames(frames[:, :, :5] * 3, lengths, 0.04)
+        posteriors = Frames(frames[:, :, :3].mul(20).log_softmax(-1), lengths, 0.04)
+        nbest = tuple(
+            (Hypothesis((1, 2), "a b", -0.5 * n, (0.04, 0.123), (0.9876, 0.5)), Hypothesis((), "", -9.0))
+            for n in lengths.tolist()
+        )
+        return TeacherTargets(self.vocabulary, posteriors, nbest, {"layer.0": hidden})
+
+
+@pytest.mark.parametrize("codec", ["topk", "sampled"])
+def test_hidden_states_times_and_confidences_are_kept(prepared: Path, tmp_path: Path, codec: str) -> None:
+    cuts = list(load_cuts(prepared, "dev"))
+    label(WholeTeacher(), CutSet.from_cuts(cuts), tmp_path, codec=codec, shard_utterances=5)
+    batch = load_batch(cuts[:4], None)
+    live, stored = WholeTeacher()(batch), pickle.loads(pickle.dumps(TargetsStore(tmp_path))).read(batch.ids)
+    assert live.nbest == stored.nbest
+    one, other = live.hidden["layer.0"], stored.hidden["layer.0"]
+    assert one.lengths.tolist() == other.lengths.tolist() and one.frame_shift_s == other.frame_shift_s
+    for row, length in enumerate(one.lengths.tolist()):
+        torch.testing.assert_close(other.values[row, :length], one.values[row, :length], rtol=1e-3, atol=1e-6)
+    assert isinstance(stored.posteriors, TopK)
+    assert stored.posteriors.lengths.tolist() == live.posteriors.lengths.tolist()  # type: ignore[union-attr]
+
+
+def test_audio_made_anew_is_refused_and_a_moved_corpus_is_not(prepared: Path, tmp_path: Path) -> None:
+    cuts = list(load_cuts(prepared, "dev"))[:3]
+    moved = [copy.deepcopy(cut) for cut in cuts]
+    for cut in moved:
+        path = tmp_path / Path(cut.recording.sources[0].source).name
+        shutil.copy(cut.recording.sources[0].source, path)
+        cut.recording.sources[0].source = str(path)
+    folder = tmp_path / "targets"
+    label(WholeTeacher(), CutSet.from_cuts(cuts), folder)
+    before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    label(WholeTeacher(), CutSet.from_cuts(moved), folder)
+    assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+    with Path(moved[1].recording.sources[0].source).open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(TargetsError, match=f"the audio of {moved[1].id} is not what the teacher heard"):
+        label(WholeTeacher(), CutSet.from_cuts(moved), folder)
+
+
+def test_speed_views_are_labelled_as_cuts_of_their_own(prepared: Path, tmp_path: Path) -> None:
+    cuts = with_speeds(CutSet.from_cuts(list(load_cuts(prepared, "dev"))[:2]), (1.0, 0.9))
+    label(WholeTeacher(), cuts, tmp_path)
+    store = TargetsStore(tmp_path)
+    assert sorted(store.ids) == sorted(cut.id for cut in cuts) and any(i.endswith("_sp0.9") for i in store.ids)
+    for cut in cuts:
+        posteriors = store.read([cut.id]).posteriors
+        assert isinstance(posteriors, TopK)
+        assert posteriors.lengths.item() == pytest.approx(cut.duration / 0.04, abs=1)
 
 
 def test_killed_labelling_continues_to_the_same_store(teacher_package: Path, prepared: Path, tmp_path: Path) -> None:
