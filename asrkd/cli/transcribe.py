@@ -1,13 +1,18 @@
-"""``asrkd transcribe``: files to text."""
+"""``asrkd transcribe``: files, folders, globs or a pipe to text."""
 
 from __future__ import annotations
 
 import glob
-import json
+import io
+import os
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -15,174 +20,271 @@ from asrkd.cli.device import DeviceOption, choose_device
 from asrkd.cli.progress import stages
 
 if TYPE_CHECKING:
-    from asrkd.models.base import Recogniser
-    from asrkd.streaming.events import Final
+    import numpy as np
+    from numpy.typing import NDArray
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-BLOCK_S = 5.0
-Format = Literal["text", "json"]
+    from asrkd.models.base import Recogniser
+    from asrkd.streaming.events import Event, Final
+    from asrkd.streaming.recognizer import RecognizerOptions
+
+PIPE = "-"
+_BLOCK_S = 10.0
+_LONG_S = 60.0
+
+
+class Format(str, Enum):
+    """How transcripts are written."""
+
+    text = "text"
+    json = "json"
+    srt = "srt"
+    vtt = "vtt"
+    ctm = "ctm"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the command line asked for, checked."""
+
+    model: Recogniser
+    options: RecognizerOptions
+    streaming: bool
+    format: Format
+    raw_rate_hz: int
+
+    @property
+    def block_s(self) -> float:
+        """Audio read at a time: live, a chunk; else enough to fill the processor."""
+        from asrkd.models.conformer import StreamingConformer
+
+        if not self.streaming or not isinstance(self.model, StreamingConformer):
+            return _BLOCK_S
+        chunk = self.options.chunk_frames
+        return (self.model.config.chunk_frames if chunk is None else chunk) * self.model.frame_shift_s
 
 
 def transcribe(
-    model: Annotated[
-        Path, typer.Argument(help="Model package (a folder), as `asrkd train` and `asrkd demo` leave it.")
-    ],
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATH...", help="Audio files, folders of them, or globs; wav, flac, ogg, opus, mp3."),
+        typer.Argument(
+            metavar="MODEL PATH...",
+            help="The model package, then audio: files, folders, globs, or - for a pipe of WAV or raw 16-bit mono PCM.",
+        ),
     ],
-    streaming: Annotated[bool, typer.Option("--streaming", help="Print partial results as they come.")] = False,
-    chunk_ms: Annotated[int | None, typer.Option(help="Chunk length; default: the model's own.", min=1)] = None,
-    beam: Annotated[int, typer.Option(help="Width of the prefix beam search; 1: greedy.", min=1)] = 1,
-    format: Annotated[
-        Format, typer.Option(help="text: path, tab, transcript. json: one object a line with word times.")
-    ] = "text",
-    out: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
+    model: Annotated[Path | None, typer.Option(help="The model package, in place of the first argument.")] = None,
+    streaming: Annotated[bool, typer.Option("--streaming", help="Recognise live, with partial results.")] = False,
+    chunk_ms: Annotated[
+        int | None, typer.Option(help="Chunk of a streaming model; its own default if left out.")
+    ] = None,
+    beam: Annotated[int, typer.Option(min=1, help="Prefixes of the CTC beam search; 1 takes the best path.")] = 1,
+    format: Annotated[Format, typer.Option(help="json: one object a line; ctm: one word a line.")] = Format.text,
+    out: Annotated[
+        Path | None, typer.Option(help="Write here, not to standard output; a folder for srt or vtt of several files.")
+    ] = None,
+    raw_rate_hz: Annotated[int, typer.Option(help="Rate of raw PCM from a pipe.")] = 16000,
     device: DeviceOption = "auto",
 ) -> int:
-    """Transcribe PATHs with the package MODEL, at any sample rate and channel count, in the order given.
+    """Write what is said in audio files: wav, flac, ogg, opus, mp3 at any rate and channel count, of any length.
 
-    A file that cannot be read is one line on standard error; the others go on, and the exit code is 1 at the end.
+    A file that cannot be read is one line on standard error; the others are transcribed all the same, and the exit code
+    is 1. Example: asrkd transcribe exp/student recordings/ --format json
     """
-    from asrkd.data.files import write_atomically
-    from asrkd.models import package
-
-    files = list(_expand(paths))
-    if not files:
-        raise ValueError(f"PATH: expected audio files ({', '.join(SUFFIXES)}); found none in {', '.join(paths)}")
-    hear = _hearer(package.load(model, choose_device(device)), chunk_ms, beam)
-    lines, failed = [], 0
-    with stages() as stage:
-        report = stage("transcribe") if len(files) > 1 and not streaming else None
-        for number, path in enumerate(files):
-            try:
-                finals = hear(path, _show_partial if streaming else None)
-            except (ValueError, OSError) as error:
-                failed += 1
-                sys.stderr.write(f"asrkd: {_reason(path, error)}\n")
-                continue
-            lines.append(_line(path, finals, format))
-            if out is None:
-                sys.stdout.write(lines.pop() + "\n")
-                sys.stdout.flush()
-            if report is not None and sys.stderr.isatty():
-                report(number + 1, len(files), "")
-    if out is not None:
-        write_atomically(out, "".join(line + "\n" for line in lines).encode())
-    return 1 if failed else 0
+    package, names = (str(model), paths) if model else (paths[0], paths[1:])
+    names = find_audio(names)
+    subtitles = format in (Format.srt, Format.vtt)
+    if subtitles and len(names) > 1 and (out is None or (out.exists() and not out.is_dir())):
+        raise ValueError(f"--format {format.value}: expected --out FOLDER for {len(names)} files")
+    job = _prepare(package, streaming, chunk_ms, beam, format, raw_rate_hz, choose_device(device))
+    if out is None:
+        return _to_standard_output(job, names)
+    return _to_files(job, names, out, one_each=subtitles and len(names) > 1)
 
 
-Hear = Callable[[Path, Callable[[Any], None] | None], "list[Final]"]
+def find_audio(names: Sequence[str]) -> list[str]:
+    """Audio files behind the arguments, in their order; a folder's and a glob's sorted by name.
 
+    Raises:
+        ValueError: If there is none, or a folder or a glob holds none.
+    """
+    from asrkd.data.audio import AUDIO_SUFFIXES
 
-def _hearer(model: Recogniser, chunk_ms: int | None, beam: int) -> Hear:
-    """A function from a file to its final segments: streaming for a streaming model, whole utterances for others."""
-    from asrkd.models.conformer import StreamingConformer
-
-    if isinstance(model, StreamingConformer):
-        return _streaming_hearer(model, chunk_ms, beam)
-    if chunk_ms is not None:
-        raise ValueError(f"--chunk-ms: this {model.kind} hears whole utterances; leave it out")
-    return _whole_hearer(model, beam)
-
-
-def _streaming_hearer(model: Recogniser, chunk_ms: int | None, beam: int) -> Hear:
-    from asrkd.data.audio import stream_audio
-    from asrkd.streaming.events import Final
-    from asrkd.streaming.recognizer import Recognizer, RecognizerOptions
-
-    chunk = None
-    if chunk_ms is not None:
-        frame_ms = 1000 * model.frame_shift_s
-        if chunk_ms % round(frame_ms):
-            raise ValueError(f"--chunk-ms: expected a multiple of the model's {frame_ms:g} ms frames; found {chunk_ms}")
-        chunk = round(chunk_ms / frame_ms)
-    recognizer = Recognizer(model, RecognizerOptions(chunk_frames=chunk, beam=beam))
-
-    def hear(path: Path, show: Callable[[Any], None] | None) -> list[Final]:
-        session = recognizer.session()
-        finals = []
-        for block in _batched_events(
-            session, stream_audio(path, BLOCK_S if show is None else 0.1, model.sample_rate_hz)
-        ):
-            for event in block:
-                if isinstance(event, Final):
-                    finals.append(event)
-                if show is not None:
-                    show(event)
-        return finals
-
-    return hear
-
-
-def _batched_events(session: Any, blocks: Iterator[Any]) -> Iterator[list[Any]]:
-    for block in blocks:
-        yield session.accept(block)
-    yield session.finish()
-
-
-def _whole_hearer(model: Recogniser, beam: int) -> Hear:
-    import torch
-
-    from asrkd.data.audio import read_audio
-    from asrkd.decoding.ctc import greedy
-    from asrkd.streaming.events import Final, words_of
-    from asrkd.types import Frames
-
-    if beam != 1:
-        raise ValueError("--beam: a model that hears whole utterances is decoded greedily here; leave it out")
-    device = model.feature_mean.device
-
-    @torch.inference_mode()
-    def hear(path: Path, show: Callable[[Any], None] | None) -> list[Final]:
-        samples, info = read_audio(path, model.sample_rate_hz)
-        audio = torch.from_numpy(samples)[None].to(device)
-        features = model.features(audio, torch.tensor([audio.shape[1]], device=device))
-        logits = model(features, chunk_frames=0).ctc_logits
-        found = greedy(Frames(logits.values.log_softmax(-1), logits.lengths, logits.frame_shift_s), model.vocabulary)[0]
-        text = model.tokenizer.decode(found.tokens)
-        return [Final(text, words_of(found, model.tokenizer), 0.0, info.duration_s, "end")]
-
-    return hear
-
-
-def _expand(paths: list[str]) -> Iterator[Path]:
-    """Files as given, those below folders, and those that a glob finds; each folder and glob sorted by name."""
-    for given in paths:
-        path = Path(given)
-        if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        elif not path.exists() and glob.has_magic(given):
-            yield from (Path(p) for p in sorted(glob.glob(given, recursive=True)) if Path(p).is_file())
+    if not names:
+        raise ValueError("PATH: expected audio files after the model package, found none")
+    found: list[str] = []
+    for name in names:
+        path = Path(name)
+        if name == PIPE:
+            found.append(name)
+        elif path.is_dir():
+            inside = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+            if not inside:
+                raise ValueError(f"{name}: folder without audio files ({', '.join(AUDIO_SUFFIXES)})")
+            found.extend(inside)
+        elif glob.has_magic(name) and not path.exists():
+            matched = sorted(p for p in glob.glob(name, recursive=True) if Path(p).is_file())
+            if not matched:
+                raise ValueError(f"{name}: no file matches")
+            found.extend(matched)
         else:
-            yield path
+            found.append(name)
+    return found
 
 
-def _show_partial(event: Any) -> None:
-    from asrkd.streaming.events import Partial
+def _prepare(
+    package: str, streaming: bool, chunk_ms: int | None, beam: int, format: Format, raw_rate_hz: int, device: str
+) -> _Job:
+    from asrkd.models.conformer import StreamingConformer
+    from asrkd.models.package import load
+    from asrkd.streaming.pcm import MAX_RATE_HZ, MIN_RATE_HZ
+    from asrkd.streaming.recognizer import EndpointRules, RecognizerOptions
 
-    if isinstance(event, Partial):
-        sys.stdout.write(f"  {event.end_s:7.2f} s  {event.text}\n")
-        sys.stdout.flush()
+    if not MIN_RATE_HZ <= raw_rate_hz <= MAX_RATE_HZ:
+        raise ValueError(f"--raw-rate-hz: expected {MIN_RATE_HZ} to {MAX_RATE_HZ}, found {raw_rate_hz}")
+    model = load(package, device)
+    if not isinstance(model, StreamingConformer) and (streaming or chunk_ms is not None):
+        raise ValueError(f"--streaming, --chunk-ms: {package} is a {model.kind}, which hears whole utterances")
+    chunk_frames = None
+    if chunk_ms is not None:
+        frame_ms = round(1000 * model.frame_shift_s)
+        if chunk_ms < frame_ms or chunk_ms % frame_ms:
+            raise ValueError(f"--chunk-ms: expected a multiple of this model's {frame_ms} ms a frame, found {chunk_ms}")
+        chunk_frames = chunk_ms // frame_ms
+    # Subtitles and live results need segments; else a recording is one, so that no word is parted.
+    segmented = streaming or format in (Format.srt, Format.vtt)
+    endpoints = EndpointRules() if segmented else None
+    options = RecognizerOptions(chunk_frames=chunk_frames, beam=beam, endpoints=endpoints, partials=streaming)
+    return _Job(model, options, streaming, format, raw_rate_hz)
 
 
-def _line(path: Path, finals: list[Final], format: Format) -> str:
-    text = " ".join(final.text for final in finals if final.text)
-    if format == "text":
-        return f"{path}\t{text}"
-    words = [
-        {
-            "word": w.text,
-            "start_s": round(w.start_s, 3),
-            "end_s": round(w.end_s, 3),
-            "confidence": round(w.confidence, 4),
+def _to_standard_output(job: _Job, names: Sequence[str]) -> int:
+    try:
+        return 0 if all(_transcribe_all(job, names, [sys.stdout] * len(names))) else 1
+    except BrokenPipeError:
+        # Whoever read us has enough (`| head`). Python would complain once more when it closes the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _to_files(job: _Job, names: Sequence[str], out: Path, one_each: bool) -> int:
+    """One file for all, or a folder with one for each recording; nothing is replaced by the result of a failure."""
+    from asrkd.data.files import write_atomically
+
+    texts = [io.StringIO() for _ in names] if one_each else [io.StringIO()] * len(names)
+    succeeded = _transcribe_all(job, names, texts)
+    if one_each:
+        out.mkdir(parents=True, exist_ok=True)
+        stems = ["pipe" if name == PIPE else Path(name).stem for name in names]
+        for place, (stem, text) in enumerate(zip(stems, texts, strict=True)):
+            if succeeded[place]:
+                same = stems[:place].count(stem)
+                target = out / f"{stem}{f'.{same + 1}' if same else ''}.{job.format.value}"
+                write_atomically(target, text.getvalue().encode())
+    elif any(succeeded):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, texts[0].getvalue().encode())
+    return 0 if all(succeeded) else 1
+
+
+def _transcribe_all(job: _Job, names: Sequence[str], outputs: Sequence[TextIO]) -> list[bool]:
+    """Transcribe in order; whether each went well."""
+    succeeded = []
+    # A bar would run through the live lines of a terminal.
+    shown = sys.stderr.isatty() and not (job.streaming and sys.stdout.isatty())
+    with stages() if shown else nullcontext() as stage:
+        report = stage("transcribe") if stage is not None else lambda done, total, text: None
+        progress = _Progress(names, report, shown)
+        for name, output in zip(names, outputs, strict=True):
+            try:
+                _transcribe_one(job, name, output, progress)
+                succeeded.append(True)
+            except BrokenPipeError:
+                raise
+            except (ValueError, OSError) as error:
+                succeeded.append(False)
+                line = str(error) if str(error).startswith(f"{name}:") else f"{name}: {error}"
+                sys.stderr.write(f"asrkd: {' '.join(line.split())}\n")
+    return succeeded
+
+
+def _transcribe_one(job: _Job, name: str, output: TextIO, progress: _Progress) -> None:
+    from dataclasses import replace
+
+    from asrkd.streaming import formats
+    from asrkd.streaming.events import Final
+    from asrkd.streaming.recognizer import EndpointRules
+    from asrkd.streaming.transcribe import transcribe as recognise
+
+    options = job.options
+    if options.beam > 1 and options.endpoints is None and progress.duration_s(name) > _LONG_S:
+        # A beam search keeps a segment's posteriors: a long recording needs segments to stay within memory.
+        options = replace(options, endpoints=EndpointRules())
+    live = job.streaming and job.format in (Format.text, Format.json)
+    finals: list[Final] = []
+    blocks = progress.count(_blocks(job, name), job.model.sample_rate_hz)
+    for event in recognise(job.model, blocks, options):
+        if isinstance(event, Final):
+            finals.append(event)
+        if live:
+            _show(output, name, event, job.format is Format.json)
+    duration_s = progress.last_s
+    if not live:
+        writers: dict[Format, Callable[[], str]] = {
+            Format.text: lambda: formats.write_text(name, finals),
+            Format.json: lambda: formats.write_json(name, finals, duration_s),
+            Format.srt: lambda: formats.write_srt(finals),
+            Format.vtt: lambda: formats.write_vtt(finals),
+            Format.ctm: lambda: formats.write_ctm(name, finals),
         }
-        for final in finals
-        for w in final.words
-    ]
-    return json.dumps({"path": str(path), "text": text, "words": words}, ensure_ascii=False)
+        output.write(writers[job.format]())
+    output.flush()
 
 
-def _reason(path: Path, error: ValueError | OSError) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text if str(path) in text else f"{path}: {text}"
+def _show(output: TextIO, name: str, event: Event, as_json: bool) -> None:
+    """One line an event; on a terminal a partial line is overwritten by the next."""
+    from asrkd.streaming.events import Partial
+    from asrkd.streaming.formats import write_event
+
+    line = write_event(name, event, as_json)
+    if output.isatty() and not as_json and line:
+        line = f"\r\x1b[K{line.rstrip()}" + ("" if isinstance(event, Partial) else "\n")
+    output.write(line)
+    output.flush()
+
+
+def _blocks(job: _Job, name: str) -> Iterator[NDArray[np.float32]]:
+    from asrkd.data.audio import stream_audio
+    from asrkd.streaming.pipe import read_pipe
+
+    if name == PIPE:
+        return read_pipe(sys.stdin.buffer, job.model.sample_rate_hz, job.raw_rate_hz, job.block_s)
+    return stream_audio(name, job.block_s, job.model.sample_rate_hz)
+
+
+class _Progress:
+    """Seconds of audio done of all that the headers promise, and how many times faster than real time."""
+
+    def __init__(self, names: Sequence[str], report: Callable[[int, int, str], None], shown: bool) -> None:
+        self._report, self._names, self._shown = report, names, shown
+        self._total_s = sum(self.duration_s(name) for name in names) if shown else 0.0
+        self._done_s = 0.0
+        self._started = time.monotonic()
+        self.last_s = 0.0
+
+    def duration_s(self, name: str) -> float:
+        """What the header says; 0 for a pipe or a file that cannot be read (which is met when its turn comes)."""
+        from asrkd.data.audio import audio_info
+
+        try:
+            return 0.0 if name == PIPE else audio_info(name).duration_s
+        except (ValueError, OSError):
+            return 0.0
+
+    def count(self, blocks: Iterator[NDArray[np.float32]], rate_hz: int) -> Iterator[NDArray[np.float32]]:
+        """Pass the blocks on, counting."""
+        self.last_s = 0.0
+        for block in blocks:
+            yield block
+            self.last_s += len(block) / rate_hz
+            self._done_s += len(block) / rate_hz
+            speed = self._done_s / max(time.monotonic() - self._started, 1e-6)
+            self._report(round(self._done_s), max(round(self._total_s), round(self._done_s)), f"RTFx {speed:.0f}")
