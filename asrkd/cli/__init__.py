@@ -47,6 +47,8 @@ def main() -> None:
     """Run the command line; user errors are one line on standard error and exit code 2, traceback only for bugs."""
     level = os.environ.get("ASRKD_LOG", "ERROR").upper()
     logging.basicConfig(level=level, format="%(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(level)  # SpeechBrain sets its own loggers to INFO; the handler has the last word
     if level == "ERROR":
         warnings.filterwarnings("ignore")
     try:

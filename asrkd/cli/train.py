@@ -29,4 +29,6 @@ def train(
     checked = load_recipe(recipe, overrides or [])
     with stages() as stage:
         outcome = run_training(checked, device=choose_device(device), stage=stage)
+        if outcome.skipped:
+            stage(f"train {checked.name}: there already")(1, 1, "")
     typer.echo(f"{outcome.package}{' (already there)' if outcome.skipped else ''}")
