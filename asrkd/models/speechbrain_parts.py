@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from asrkd.models.transformer import SpeechBrainConformer
 
 
+WIDE_VOCABULARY = 8
+"""Tokens for each place of the beam above which the CTC scorer looks at twice the beam of them only."""
+
+
 class PaddedConvolution(ConvolutionModule):
     """SpeechBrain's Conformer convolution with padded frames zeroed *before* the depthwise convolution.
 
@@ -156,9 +160,12 @@ def joint_search(
     lengths = encoded.lengths.clamp(min=1)
     # SpeechBrain makes its masks from the longest row, so nothing may lie beyond it.
     values = encoded.values[:, : int(lengths.max())].float()
-    scorer = ScorerBuilder(
-        full_scorers=[CTCScorer(model.ctc_head, model.vocabulary.blank_id, END_ID)], weights={"ctc": ctc_weight}
-    )
+    ctc = CTCScorer(model.ctc_head, model.vocabulary.blank_id, END_ID)
+    if len(model.vocabulary) > WIDE_VOCABULARY * beam:
+        # With many tokens the CTC scores only those that the attention decoder holds likely (Watanabe et al. 2017, 2.4).
+        scorer = ScorerBuilder(partial_scorers=[ctc], weights={"ctc": ctc_weight}, scorer_beam_scale=2)
+    else:
+        scorer = ScorerBuilder(full_scorers=[ctc], weights={"ctc": ctc_weight})
     searcher = JointSearcher(
         n,
         modules=[model.transformer, model.decoder_head],

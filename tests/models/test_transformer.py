@@ -111,6 +111,20 @@ def test_nbest_finds_what_enumeration_finds(tokenizer: Tokenizer) -> None:
 
 
 @torch.no_grad()
+def test_scores_are_as_defined_with_many_tokens_too() -> None:
+    many = train_tokenizer(["abcdefghijklmnopqrstuvwxyz0123456789"], kind="char")
+    model = small(many)
+    model.ctc_head.weight.mul_(30.0)
+    encoded = model(Frames(torch.randn(2, 40, 80), torch.tensor([40, 31]), 0.01)).encoded
+    lists = model.nbest(encoded, n=2, beam=3)
+    for row, nbest in enumerate(lists):
+        length = int(encoded.lengths[row])
+        alone = Frames(encoded.values[row : row + 1, :length], encoded.lengths[row : row + 1], 0.04)
+        for hypothesis in nbest:
+            assert hypothesis.score == pytest.approx(_joint_score(model, alone, hypothesis.tokens, 0.4), abs=2e-3)
+
+
+@torch.no_grad()
 def test_nbest_of_a_batch_equals_one_by_one(tokenizer: Tokenizer) -> None:
     model = small(tokenizer)
     encoded = model(Frames(torch.randn(3, 60, 80), torch.tensor([60, 33, 0]), 0.01)).encoded
