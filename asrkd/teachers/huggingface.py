@@ -1,0 +1,255 @@
+"""Hugging Face's recognisers as teachers (extra ``hf``): CTC models, and encoder-decoders such as Whisper.
+
+A source is a local folder or a hub id. Weights are read from safetensors or, by transformers' own rules, checked pickles; code
+that comes with a model is never run.
+
+Dimension legend: B utterances, S samples, T frames, V tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asrkd.teachers.base import (
+    TEXT_ONLY,
+    CtcTeacher,
+    Precision,
+    at_rate,
+    autocast,
+    check_search,
+    measured_frame_shift_s,
+    stack,
+    teacher_identity,
+)
+from asrkd.types import Hypothesis, NBest, SpeechBatch, TeacherTargets, Vocabulary
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise ValueError("teacher: Hugging Face models need the extra: pip install 'asrkd[hf]'") from None
+    return transformers
+
+
+class HuggingFaceCtcTeacher(CtcTeacher):
+    """``AutoModelForCTC``: wav2vec 2.0, HuBERT, WavLM, Parakeet-CTC and whatever the installed transformers has.
+
+    Audio is prepared by the model's own feature extractor. Where that gives an attention mask (layer-norm wav2vec 2.0), a
+    batch is heard at once; else utterances are heard one by one, since padding would change what such a model says.
+
+    Args:
+        source: Local folder or hub id.
+        device: See :class:`CtcTeacher`, as all further arguments.
+
+    Raises:
+        ValueError: If transformers is not installed.
+        OSError: If the source is not there.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        device: str = "cpu",
+        nbest: int = 0,
+        beam: int = 8,
+        precision: Precision = "fp32",
+    ) -> None:
+        hf = _transformers()
+        self._model = hf.AutoModelForCTC.from_pretrained(source).to(device).eval()
+        self._extractor = hf.AutoFeatureExtractor.from_pretrained(source)
+        self._tokenizer = hf.AutoTokenizer.from_pretrained(source)
+        self._rate = int(self._extractor.sampling_rate)
+        self._device = device
+        self._at_once = bool(getattr(self._extractor, "return_attention_mask", False)) and hasattr(
+            self._model, "_get_feat_extract_output_lengths"
+        )
+        ratio = getattr(self._model.config, "inputs_to_logits_ratio", None)
+        shift_s = ratio / self._rate if ratio else measured_frame_shift_s(lambda a: len(self._alone(a[0])), self._rate)
+        vocabulary = Vocabulary(_tokens(self._tokenizer, self._model.config.vocab_size), _blank_id(self._model.config))
+        super().__init__(
+            vocabulary,
+            self._rate,
+            shift_s,
+            self._model,
+            device=device,
+            nbest=nbest,
+            beam=beam,
+            precision=precision,
+        )
+
+    def _hear(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        rows = [audio[row, :samples] for row, samples in enumerate(lengths.tolist())]
+        if not self._at_once:
+            return stack([self._alone(row) for row in rows])
+        inputs = self._extractor(
+            [row.cpu().numpy() for row in rows], sampling_rate=self._rate, padding=True, return_tensors="pt"
+        )
+        scores = self._model(**inputs.to(self._device)).logits
+        return scores, self._model._get_feat_extract_output_lengths(lengths)
+
+    @torch.no_grad()
+    def _alone(self, samples: Tensor) -> Tensor:
+        inputs = self._extractor(samples.cpu().numpy(), sampling_rate=self._rate, return_tensors="pt")
+        return self._model(**inputs.to(self._device)).logits[0]
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        # Repetitions were merged and blanks left out by the search: what is left must not be merged again.
+        pieces = self._tokenizer.convert_ids_to_tokens(list(tokens))
+        if hasattr(self._tokenizer, "word_delimiter_token"):
+            return " ".join("".join(pieces).replace(self._tokenizer.word_delimiter_token, " ").split())
+        return str(self._tokenizer.convert_tokens_to_string(pieces)).strip()
+
+
+class HuggingFaceSeq2SeqTeacher:
+    """``AutoModelForSpeechSeq2Seq`` (Whisper and others): N-best transcripts of its own beam search, as text.
+
+    The score of a hypothesis is the total log-probability of its tokens and end under the decoder; lists are in its order.
+    Audio beyond what the model's feature extractor takes (30 s for Whisper) is refused: cut it first.
+
+    Args:
+        source: Local folder or hub id.
+        device: Where it runs.
+        nbest: Hypotheses of each utterance.
+        beam: Beam width, at least ``nbest``.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        language: Code such as ``en``, for a multilingual Whisper; ``None`` lets it find out.
+        task: ``transcribe`` or ``translate``, for a multilingual Whisper.
+
+    Raises:
+        ValueError: If transformers is not installed or ``nbest`` is not within 1 to ``beam``.
+        OSError: If the source is not there.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        device: str = "cpu",
+        nbest: int = 1,
+        beam: int = 5,
+        precision: Precision = "fp32",
+        language: str | None = None,
+        task: str = "transcribe",
+    ) -> None:
+        if nbest < 1:
+            raise ValueError(f"nbest: expected at least 1 of a teacher that gives text alone, found {nbest}")
+        check_search(nbest, beam)
+        hf = _transformers()
+        self._model = hf.AutoModelForSpeechSeq2Seq.from_pretrained(source).to(device).eval()
+        self._extractor = hf.AutoFeatureExtractor.from_pretrained(source)
+        self._tokenizer = hf.AutoTokenizer.from_pretrained(source)
+        self.device = device
+        self.nbest = nbest
+        self.beam = beam
+        self.precision = precision
+        self.vocabulary = TEXT_ONLY
+        self.sample_rate_hz = int(self._extractor.sampling_rate)
+        self.frame_shift_s = 0.0
+        self.language = language
+        self.task = task
+        options = {"nbest": nbest, "beam": beam, "precision": precision, "language": language, "task": task}
+        self.identity = teacher_identity(type(self._model).__name__, self._model, TEXT_ONLY, options)
+
+    @torch.inference_mode()
+    def __call__(self, batch: SpeechBatch) -> TeacherTargets:
+        """N-best lists without token ids.
+
+        Raises:
+            ValueError: If an utterance is longer than the model hears.
+        """
+        audio, lengths = at_rate(batch, self.sample_rate_hz)
+        limit = getattr(self._extractor, "n_samples", None)
+        rows = [audio[row, :samples].cpu().numpy() for row, samples in enumerate(lengths.tolist())]
+        for utterance, row in zip(batch.ids, rows, strict=True):
+            if limit is not None and len(row) > limit:
+                raise ValueError(
+                    f"utterance {utterance}: expected at most {limit / self.sample_rate_hz:g} s for this teacher, "
+                    f"found {len(row) / self.sample_rate_hz:.1f} s"
+                )
+        inputs = self._extractor(
+            rows, sampling_rate=self.sample_rate_hz, return_tensors="pt", return_attention_mask=True
+        ).to(self.device)
+        with autocast(self.device, self.precision):
+            heard = inputs[self._model.main_input_name]
+            prompt = self._prompt(heard)
+            # Whisper's own generate gives the best of one search N times over where N sequences are asked for.
+            sequences = _transformers().GenerationMixin.generate(
+                self._model,
+                **inputs,
+                num_beams=self.beam,
+                num_return_sequences=self.nbest,
+                **({} if prompt is None else {"decoder_input_ids": prompt}),
+            )
+            totals = self._totals(heard, sequences, 1 if prompt is None else prompt.shape[1])
+        texts = self._tokenizer.batch_decode(sequences, skip_special_tokens=True)
+        flat = [Hypothesis((), text.strip(), total) for text, total in zip(texts, totals, strict=True)]
+        lists: list[NBest] = []
+        for place in range(0, len(flat), self.nbest):
+            lists.append(tuple(sorted(flat[place : place + self.nbest], key=lambda h: -h.score)))
+        return TeacherTargets(TEXT_ONLY, None, tuple(lists))
+
+    def _prompt(self, heard: Tensor) -> Tensor | None:
+        """Whisper's marks of language, task and no timestamps ``(B, P)``; ``None`` for other architectures."""
+        if self._model.config.model_type != "whisper":
+            return None
+        config = self._model.generation_config
+        columns = [torch.full((len(heard),), self._model.config.decoder_start_token_id, device=heard.device)]
+        if getattr(config, "is_multilingual", False):
+            columns.append(self._language_marks(heard))
+            columns.append(torch.full_like(columns[0], config.task_to_id[self.task]))
+        if getattr(config, "no_timestamps_token_id", None) is not None:
+            columns.append(torch.full_like(columns[0], config.no_timestamps_token_id))
+        return torch.stack(columns, 1)
+
+    def _language_marks(self, heard: Tensor) -> Tensor:
+        known = self._model.generation_config.lang_to_id
+        if self.language is None:
+            return self._model.detect_language(heard)
+        if f"<|{self.language}|>" not in known:
+            names = ", ".join(sorted(name.strip("<|>") for name in known))
+            raise ValueError(f"language: expected one of {names}; found {self.language!r}")
+        return torch.full((len(heard),), known[f"<|{self.language}|>"], device=heard.device)
+
+    def _totals(self, heard: Tensor, sequences: Tensor, prompt_tokens: int) -> list[float]:
+        """The decoder forced on each sequence; what ``generate`` reports are means that differ between versions."""
+        encoded = self._model.get_encoder()(heard)[0].repeat_interleave(self.nbest, 0)
+        logits = self._model(encoder_outputs=(encoded,), decoder_input_ids=sequences[:, :-1]).logits
+        said = sequences[:, prompt_tokens:]
+        log_probs = logits[:, prompt_tokens - 1 :].float().log_softmax(-1)
+        steps = log_probs.gather(2, said[:, :, None]).squeeze(2)
+        ends = said == self._model.generation_config.eos_token_id
+        after = ends.cumsum(1) - ends.long() > 0  # what stands behind the first end is padding
+        return steps.masked_fill(after, 0.0).sum(1).tolist()
+
+
+def huggingface_teacher(source: str, **options: Any) -> HuggingFaceCtcTeacher | HuggingFaceSeq2SeqTeacher:
+    """The teacher that fits a source: CTC where transformers knows such a model for its architecture, else text.
+
+    Args:
+        source: Local folder or hub id.
+        **options: Of the two classes.
+    """
+    hf = _transformers()
+    config = hf.AutoConfig.from_pretrained(source)
+    ctc = hf.models.auto.modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES
+    if config.model_type in ctc:
+        return HuggingFaceCtcTeacher(source, **options)
+    return HuggingFaceSeq2SeqTeacher(source, **options)
+
+
+def _tokens(tokenizer: Any, vocab_size: int) -> tuple[str, ...]:
+    names: list[str] = []
+    for i, name in enumerate(tokenizer.convert_ids_to_tokens(list(range(vocab_size)))):
+        names.append(f"<{i}>" if name is None or name in names else str(name))
+    return tuple(names)
+
+
+def _blank_id(config: Any) -> int:
+    blank = getattr(config, "ctc_blank_token_id", None)
+    return int(config.pad_token_id if blank is None else blank)
