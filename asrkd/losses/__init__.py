@@ -3,6 +3,7 @@
 from asrkd.losses.catalogue import LOSSES, LossSpec
 from asrkd.losses.frame import FrameKL, frame_kl
 from asrkd.losses.inputs import LossInputs
+from asrkd.losses.linear import linear_frame_kl
 from asrkd.losses.objective import Objective, ObjectiveOutput, validate_terms
 from asrkd.losses.sequence import NBestCTC, nbest_ctc
 from asrkd.losses.supervised import CTC, AttentionCE, attention_ce, ctc
@@ -20,6 +21,7 @@ __all__ = [
     "attention_ce",
     "ctc",
     "frame_kl",
+    "linear_frame_kl",
     "nbest_ctc",
     "validate_terms",
 ]

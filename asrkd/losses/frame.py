@@ -1,7 +1,4 @@
-"""Frame-level distillation of CTC posteriors. Legend: B utterances, T frames, V tokens, K kept entries, E events.
-
-A teacher's frame is a distribution over E events: the V tokens, or, as stored, the K kept tokens and one bucket for all the
-rest. Merging events can only lose divergence, so the loss against stored targets is a lower bound of the dense one.
+"""Frame-level distillation of CTC posteriors. Legend: B utterances, T frames, V tokens, K kept entries, E events, D units.
 
 Sources: Hinton et al. 2015 (temperature KL); Li et al. 2014 (in acoustics); Agarwal et al. 2024 (divergences); Zhao et al. 2022
 (decoupling); Kurata & Saon 2019, 2020 (where CTC spikes stand).
@@ -10,21 +7,23 @@ Sources: Hinton et al. 2015 (temperature KL); Li et al. 2014 (in acoustics); Aga
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asrkd.losses.reduction import Reduction, check_logits, reduce, valid_frames
+from asrkd.losses.clock import Events, on_student_clock
+from asrkd.losses.delay import correlated_delays
+from asrkd.losses.reduction import Reduction, check_logits, reduce, working
+from asrkd.losses.rows import CACHED_ELEMENTS, DenseDivergence, Measure, Pairs, dense_divergence
+from asrkd.losses.stored import stored_divergence
 from asrkd.types import Frames, TopK
 
 Divergence = Literal["forward", "reverse", "js"]
 BlankPolicy = Literal["keep", "drop", "decouple"]
 Selection = Literal["all", "spikes"]
-Window = Literal["none", "utterance", "frame"]
-
-_NEVER = -1e4  # stands for log 0 where -inf would make NaN gradients
+Window = Literal["none", "utterance", "frame", "auto"]
+Pooling = Literal["spikes", "mean", "max"]
 
 
 def frame_kl(
@@ -44,13 +43,18 @@ def frame_kl(
     delay_ms: float = 0.0,
     window: Window = "none",
     max_delay_ms: float = 0.0,
-    pooling: Literal["spikes", "mean"] = "spikes",
+    pooling: Pooling = "spikes",
     reduction: Reduction = "sum",
 ) -> Tensor:
     """Divergence between teacher and student posteriors, frame by frame.
 
     ``τ² Σ_t KL(p_T^τ(t) ‖ p_S^τ(t + d))`` over the frames that both have and that the policies leave in. Zero at equality.
-    With stored targets temperature acts on the distribution over the K+1 events.
+    Against stored targets it runs over the K kept tokens and one event for all the rest: at τ = 1 a lower bound of the dense
+    loss, since merging events can only lose divergence. τ then acts on these K + 1 events on both sides (the rest tempered
+    as the one event that it is), which keeps it a divergence but no bound of the dense tempered loss.
+
+    Value and gradient come from one pass over small chunks; nothing of size ``(B, T, V)`` is made but the gradient. The
+    gradient is handed out once: a second ``backward`` through the same loss is refused by autograd.
 
     Args:
         student_logits: ``(B, T, V)`` unnormalised scores.
@@ -67,232 +71,124 @@ def frame_kl(
         blank_weight: Of ``decouple``'s binary part.
         select: ``all`` frames, or those within ``neighbourhood_frames`` of a frame whose likeliest token is no blank.
         neighbourhood_frames: On both sides of a spike.
-        delay_ms: d, the student's frames lag so far behind the teacher's.
-        window: Beyond the fixed delay take the best d up to ``max_delay_ms``: one for each ``utterance``, or for each
-            ``frame``.
+        delay_ms: d, the student's frames lag so far behind the teacher's; rounded to whole frames.
+        window: Between ``delay_ms`` and ``max_delay_ms`` take the d of least loss for each ``utterance`` or each ``frame``,
+            or the one at which the non-blank mass of both correlates best in the utterance (``auto``).
         max_delay_ms: D of ``window``.
-        pooling: For a faster teacher: ``spikes`` keeps the frame with the least blank, ``mean`` averages probabilities.
+        pooling: For a faster teacher: ``spikes`` keeps the frame with the least blank, ``mean`` averages probabilities,
+            ``max`` takes each token's largest and renormalises.
         reduction: ``sum`` in nats, ``mean`` by frames left in, ``none`` for ``(B,)``.
 
     Raises:
         ValueError: For shapes, lengths, frame shifts or options that do not fit.
     """
     check_logits(student_logits, student_lengths, blank_id)
-    _check_options(temperature, delay_ms, window, max_delay_ms)
-    events = _Events.of(teacher, student_frame_shift_s, blank_id, pooling)
-    first = round(delay_ms / 1000 / student_frame_shift_s)
-    last = first if window == "none" else max(first, round(max_delay_ms / 1000 / student_frame_shift_s))
+    check_options(locals())
+    if not torch.is_grad_enabled():
+        student_logits = student_logits.detach()
+    events = on_student_clock(teacher, student_logits.shape[2], blank_id, student_frame_shift_s, pooling)
     chosen = events.chosen(blank, blank_threshold, select, neighbourhood_frames)
-    per_delay = [
-        _at_delay(student_logits, student_lengths, events, chosen, d, temperature, divergence, blank, blank_weight)
-        for d in range(first, last + 1)
-    ]
-    losses = torch.stack([loss for loss, _ in per_delay])  # (delays, B, T)
-    masks = torch.stack([mask for _, mask in per_delay])
-    if window == "frame":
-        frames = losses.masked_fill(~masks, math.inf).amin(0)
-        any_valid = masks.any(0)
-        frames = torch.where(any_valid, frames, torch.zeros_like(frames))
-        return reduce(frames.sum(1), any_valid.sum(1), reduction)
-    sums, counts = losses.sum(2), masks.sum(2)
-    best = (sums.detach() / counts.clamp(min=1)).argmin(0, keepdim=True)
-    return reduce(sums.gather(0, best).squeeze(0), counts.gather(0, best).squeeze(0), reduction)
-
-
-def _check_options(temperature: float, delay_ms: float, window: str, max_delay_ms: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature: expected more than 0, found {temperature}")
-    if delay_ms < 0:
-        raise ValueError(f"delay_ms: expected 0 or more, found {delay_ms}")
-    if window not in ("none", "utterance", "frame"):
-        raise ValueError(f"window: expected none, utterance or frame; found {window!r}")
-    if window != "none" and max_delay_ms < delay_ms:
-        raise ValueError(f"max_delay_ms: expected at least delay_ms = {delay_ms:g}, found {max_delay_ms:g}")
-
-
-class _Events:
-    """The teacher on the student's clock: ``log_probs (B, T, E)``, token ids of the events, and where blank is."""
-
-    def __init__(self, log_probs: Tensor, ids: Tensor | None, blank_log_prob: Tensor, lengths: Tensor) -> None:
-        self.log_probs = log_probs
-        self.ids = ids
-        self.blank_log_prob = blank_log_prob
-        self.lengths = lengths
-
-    @classmethod
-    def of(cls, teacher: Frames | TopK, frame_shift_s: float, blank_id: int, pooling: str) -> _Events:
-        if isinstance(teacher, TopK):
-            log_probs = torch.cat((teacher.log_probs, teacher.tail_log_prob.unsqueeze(-1)), -1).float()
-            used = torch.isfinite(teacher.log_probs)
-            is_blank = (teacher.ids == blank_id) & used
-            blank = log_probs[..., :-1].masked_fill(~is_blank, _NEVER).amax(-1) if is_blank.shape[-1] else None
-            events = cls(log_probs.clamp(min=_NEVER), teacher.ids, blank, teacher.lengths)  # type: ignore[arg-type]
+    measure = Measure(divergence, temperature, blank_id if blank == "decouple" else None, blank_weight)
+    delays = _delay_range(delay_ms, max_delay_ms, window, student_frame_shift_s)
+    with torch.autocast(student_logits.device.type, enabled=False):
+        pairs = _paired(student_logits, student_lengths, events, chosen, measure, blank_id, delays, window)
+        if events.ids is not None:
+            per_utterance = stored_divergence(student_logits, events, pairs, measure, blank_id).sum(1)
         else:
-            log_probs = teacher.values.float().clamp(min=_NEVER)
-            events = cls(log_probs, None, log_probs[..., blank_id], teacher.lengths)
-        return events._on_clock(teacher.frame_shift_s, frame_shift_s, pooling)
+            per_utterance = DenseDivergence.apply(  # type: ignore[no-untyped-call]
+                student_logits, events.log_probs, pairs, measure
+            )
+    return reduce(per_utterance, pairs.mask.sum(1), reduction)
 
-    def _on_clock(self, own_shift_s: float, wanted_shift_s: float, pooling: str) -> _Events:
-        ratio = wanted_shift_s / own_shift_s
-        if abs(ratio - 1) < 1e-6:
-            return self
-        faster, slower = round(ratio), round(1 / ratio)
-        if faster >= 2 and abs(ratio - faster) < 1e-6:
-            return self._pooled(faster, pooling)
-        if slower >= 2 and abs(1 / ratio - slower) < 1e-6:
-            ids = None if self.ids is None else self.ids.repeat_interleave(slower, 1)
-            blank = self.blank_log_prob.repeat_interleave(slower, 1)
-            return _Events(self.log_probs.repeat_interleave(slower, 1), ids, blank, self.lengths * slower)
+
+def check_options(given: dict[str, Any]) -> None:
+    """Refuse options of :func:`frame_kl` that are out of range, by name."""
+    names = {
+        "divergence": ("forward", "reverse", "js"),
+        "blank": ("keep", "drop", "decouple"),
+        "select": ("all", "spikes"),
+        "window": ("none", "utterance", "frame", "auto"),
+        "pooling": ("spikes", "mean", "max"),
+    }
+    for name, known in names.items():
+        if name in given and given[name] not in known:
+            raise ValueError(f"{name}: expected {', '.join(known[:-1])} or {known[-1]}; found {given[name]!r}")
+    if not given["temperature"] > 0:
+        raise ValueError(f"temperature: expected more than 0, found {given['temperature']}")
+    if not 0 < given["blank_threshold"] <= 1:
+        raise ValueError(f"blank_threshold: expected more than 0, at most 1; found {given['blank_threshold']}")
+    if given["delay_ms"] < 0:
+        raise ValueError(f"delay_ms: expected 0 or more, found {given['delay_ms']}")
+    if given["neighbourhood_frames"] < 0:
+        raise ValueError(f"neighbourhood_frames: expected 0 or more, found {given['neighbourhood_frames']}")
+    if given.get("window", "none") != "none" and given["max_delay_ms"] < given["delay_ms"]:
         raise ValueError(
-            f"frame_shift_s: expected the teacher's to be a whole multiple or part of the student's {wanted_shift_s:g} s, "
-            f"found {own_shift_s:g} s"
+            f"max_delay_ms: expected at least delay_ms = {given['delay_ms']:g}, found {given['max_delay_ms']:g}"
         )
 
-    def _pooled(self, factor: int, pooling: str) -> _Events:
-        batch, frames, num_events = self.log_probs.shape
-        groups = -(-frames // factor)
-        pad = groups * factor - frames
-        lengths = -(-self.lengths // factor)
-        invalid = ~valid_frames(self.lengths, frames)
-        if pooling == "mean" and self.ids is None:
-            probs = F.pad(self.log_probs.exp().masked_fill(invalid.unsqueeze(-1), 0.0), (0, 0, 0, pad))
-            summed = probs.view(batch, groups, factor, num_events).sum(2)
-            log_probs = (summed / summed.sum(-1, keepdim=True).clamp(min=1e-30)).clamp(min=1e-38).log()
-            counts = F.pad((~invalid).float(), (0, pad)).view(batch, groups, factor).sum(2).clamp(min=1)
-            blank = F.pad(self.blank_log_prob.exp().masked_fill(invalid, 0.0), (0, pad))
-            blank = (blank.view(batch, groups, factor).sum(2) / counts).clamp(min=1e-38).log()
-            return _Events(log_probs, None, blank, lengths)
-        if pooling not in ("mean", "spikes"):
-            raise ValueError(f"pooling: expected spikes or mean; found {pooling!r}")
-        # The frame with the least blank carries the spike; stored targets cannot be averaged, their events differ.
-        blank = F.pad(self.blank_log_prob.masked_fill(invalid, 1.0), (0, pad), value=1.0).view(batch, groups, factor)
-        place = blank.argmin(2) + torch.arange(groups, device=blank.device) * factor
 
-        def pick(values: Tensor) -> Tensor:
-            index = place if values.ndim == 2 else place.unsqueeze(-1).expand(-1, -1, values.shape[2])
-            return values.gather(1, index.clamp(max=frames - 1))
-
-        return _Events(
-            pick(self.log_probs), None if self.ids is None else pick(self.ids), pick(self.blank_log_prob), lengths
-        )
-
-    def chosen(self, blank: str, threshold: float, select: str, neighbourhood: int) -> Tensor:
-        """``(B, T)`` bool: frames that the policies leave in."""
-        if blank not in ("keep", "drop", "decouple"):
-            raise ValueError(f"blank: expected keep, drop or decouple; found {blank!r}")
-        keep = valid_frames(self.lengths, self.log_probs.shape[1])
-        if blank == "drop":
-            keep = keep & (self.blank_log_prob <= math.log(threshold))
-        if select == "spikes":
-            tokens = self.log_probs if self.ids is None else self.log_probs[..., :-1]
-            spike = (tokens.amax(-1) > self.blank_log_prob) & valid_frames(self.lengths, tokens.shape[1])
-            width = 2 * neighbourhood + 1
-            near = F.max_pool1d(spike.float().unsqueeze(1), width, stride=1, padding=neighbourhood).squeeze(1) > 0
-            keep = keep & near
-        elif select != "all":
-            raise ValueError(f"select: expected all or spikes; found {select!r}")
-        return keep
+def _delay_range(delay_ms: float, max_delay_ms: float, window: str, frame_shift_s: float) -> range:
+    first = round(delay_ms / 1000 / frame_shift_s)
+    last = first if window == "none" else max(first, round(max_delay_ms / 1000 / frame_shift_s))
+    return range(first, last + 1)
 
 
-def _at_delay(
+def shifted(chosen: Tensor, student_lengths: Tensor, delay: Tensor | int) -> Pairs:
+    """Teacher frame t meets student frame t + delay (an integer, ``(B, 1)`` or ``(B, T)``)."""
+    frames = torch.arange(chosen.shape[1], device=chosen.device) + delay
+    frames = frames.expand(chosen.shape)
+    return Pairs(chosen & (frames < student_lengths.unsqueeze(1)), frames)
+
+
+def _paired(
     logits: Tensor,
     lengths: Tensor,
-    events: _Events,
+    events: Events,
     chosen: Tensor,
-    delay: int,
-    temperature: float,
-    divergence: str,
-    blank: str,
-    blank_weight: float,
-) -> tuple[Tensor, Tensor]:
-    """``(B, T_teacher)`` divergence of teacher frame t from student frame t + delay, and which of them count."""
-    num_frames = events.log_probs.shape[1]
-    shared = max(0, min(num_frames, logits.shape[1] - delay))
-    mask = chosen & valid_frames((lengths - delay).clamp(min=0), num_frames)
-    ids = None if events.ids is None else events.ids[:, :shared]
-    student = _student_events(logits[:, delay : delay + shared].float(), ids, events.log_probs[:, :shared])
-    teacher = events.log_probs[:, :shared]
-    blank_at = events.blank_log_prob[:, :shared]
-    if blank == "decouple":
-        blank_student = _blank_of(logits[:, delay : delay + shared], ids, student, blank_at, events, shared)
-        loss = _decoupled(teacher, student, blank_at, blank_student, temperature, divergence, blank_weight)
-    else:
-        loss = _divergence(_tempered(teacher, temperature), _tempered(student, temperature), divergence)
-        loss = loss * temperature**2
-    loss = torch.where(mask[:, :shared], loss, torch.zeros_like(loss))
-    return F.pad(loss, (0, num_frames - shared)), mask
+    measure: Measure,
+    blank_id: int,
+    delays: range,
+    window: str,
+) -> Pairs:
+    if len(delays) == 1:
+        return shifted(chosen, lengths, delays[0])
+    logits = logits.detach()
+    if window == "auto":
+        blank = Frames(_blank_log_prob(logits, blank_id), lengths, 1.0)
+        found = correlated_delays(blank, Frames(events.blank_log_prob, events.lengths, 1.0), delays)
+        return shifted(chosen, lengths, found.unsqueeze(1))
+    each = [shifted(chosen, lengths, delay) for delay in delays]
+    with torch.no_grad():
+        losses = torch.stack([_losses(logits, events, pairs, measure, blank_id) for pairs in each])
+    masks = torch.stack([pairs.mask for pairs in each])
+    if window == "frame":
+        best = losses.masked_fill(~masks, math.inf).argmin(0)
+        return Pairs(masks.any(0), torch.arange(best.shape[1], device=best.device) + best + delays[0], repeated=True)
+    counts = masks.sum(2)
+    means = (losses.sum(2) / counts).masked_fill(counts == 0, math.inf)
+    return shifted(chosen, lengths, means.argmin(0).unsqueeze(1) + delays[0])
 
 
-def _student_events(logits: Tensor, ids: Tensor | None, teacher: Tensor) -> Tensor:
-    """Student log-probabilities of the teacher's events; the tail holds what the kept ones leave."""
-    if ids is None:
-        return logits.log_softmax(-1).clamp(min=_NEVER)
-    log_z = logits.logsumexp(-1, keepdim=True)
-    kept = logits.gather(-1, ids) - log_z
-    unused = teacher[..., :-1] <= _NEVER
-    kept = kept.clamp(min=_NEVER).masked_fill(unused, _NEVER)
-    tail = torch.log1p(-kept.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-7))
-    return torch.cat((kept, tail), -1)
+def _losses(logits: Tensor, events: Events, pairs: Pairs, measure: Measure, blank_id: int) -> Tensor:
+    if events.ids is not None:
+        return stored_divergence(logits, events, pairs, measure, blank_id)
+    return dense_divergence(logits, events.log_probs, pairs, measure, False)[0]
 
 
-def _tempered(log_probs: Tensor, temperature: float) -> Tensor:
-    return log_probs if temperature == 1.0 else (log_probs / temperature).log_softmax(-1)
-
-
-def _divergence(teacher: Tensor, student: Tensor, kind: str) -> Tensor:
-    """``(..., E)`` log-probabilities to ``(...)`` divergence in nats."""
-    if kind == "forward":
-        return (teacher.exp() * (teacher - student)).sum(-1)
-    if kind == "reverse":
-        return (student.exp() * (student - teacher)).sum(-1)
-    if kind == "js":
-        middle = torch.logaddexp(teacher, student) - math.log(2)
-        return 0.5 * ((teacher.exp() * (teacher - middle)).sum(-1) + (student.exp() * (student - middle)).sum(-1))
-    raise ValueError(f"divergence: expected forward, reverse or js; found {kind!r}")
-
-
-def _blank_of(
-    logits: Tensor, ids: Tensor | None, student: Tensor, blank_at: Tensor, events: _Events, shared: int
-) -> Tensor:
-    """``(B, T, 1)`` bool-like one-hot over events marking blank (all false where blank is in the tail)."""
-    is_blank = (events.log_probs[:, :shared] == blank_at.unsqueeze(-1)) & (blank_at > _NEVER).unsqueeze(-1)
-    if ids is None:
-        return is_blank
-    return is_blank & F.pad(torch.ones_like(ids, dtype=torch.bool), (0, 1), value=False)
-
-
-def _decoupled(
-    teacher: Tensor,
-    student: Tensor,
-    blank_teacher: Tensor,
-    is_blank: Tensor,
-    temperature: float,
-    kind: str,
-    weight: float,
-) -> Tensor:
-    """Binary divergence of blank against the rest, and the divergence among the rest, weighed by the teacher's mass there."""
-    teacher, student = _tempered(teacher, temperature), _tempered(student, temperature)
-
-    def binary(log_probs: Tensor) -> Tensor:
-        blank = log_probs.masked_fill(~is_blank, _NEVER).logsumexp(-1)
-        rest = log_probs.masked_fill(is_blank, _NEVER).logsumexp(-1)
-        return torch.stack((blank, rest), -1)
-
-    def among(log_probs: Tensor) -> Tensor:
-        return log_probs.masked_fill(is_blank, _NEVER).log_softmax(-1)
-
-    both_t, both_s = binary(teacher), binary(student)
-    rest = both_t[..., 1].exp() * _divergence(among(teacher), among(student), kind)
-    return temperature**2 * (weight * _divergence(both_t, both_s, kind) + rest)
+def _blank_log_prob(logits: Tensor, blank_id: int) -> Tensor:
+    """``(B, T)``, without a copy of all log-probabilities."""
+    size = max(1, CACHED_ELEMENTS // max(1, logits.shape[0] * logits.shape[2]))
+    parts = [working(part).log_softmax(-1)[..., blank_id] for part in torch.split(logits, size, 1)]
+    return torch.cat(parts, 1) if parts else working(logits[..., 0])
 
 
 class FrameKL(nn.Module):
     """Module form of :func:`frame_kl`; ``options`` are its keyword arguments."""
 
-    def __init__(self, blank_id: int, student_frame_shift_s: float, **options: object) -> None:
+    def __init__(self, blank_id: int, student_frame_shift_s: float, **options: Any) -> None:
         super().__init__()
         self.options = {"blank_id": blank_id, "student_frame_shift_s": student_frame_shift_s, **options}
 
     def forward(self, student_logits: Tensor, student_lengths: Tensor, teacher: Frames | TopK) -> Tensor:
         """See :func:`frame_kl`."""
-        return frame_kl(student_logits, student_lengths, teacher, **self.options)  # type: ignore[arg-type]
+        return frame_kl(student_logits, student_lengths, teacher, **self.options)
