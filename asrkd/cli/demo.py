@@ -122,7 +122,7 @@ def _evaluate(recipes: dict[str, Recipe], out: Path, scale: Scale, seed: int, de
     entries = []
     for role, recipe in recipes.items():
         # Each in the mode it is made for: the teacher by joint CTC/attention search, the students streaming, greedily.
-        decoding = DecodingOptions(method="joint", beam=4) if role == "teacher" else DecodingOptions()
+        decoding = DecodingOptions(method="joint", beam=8) if role == "teacher" else DecodingOptions()
         options = EvaluationOptions(speed_audio_s=scale.speed_audio_s, decoding=decoding)
         result = evaluate(
             package_dir(recipe),
