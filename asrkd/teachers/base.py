@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -17,7 +18,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from asrkd.decoding.ctc import DecodedTokens, greedy
-from asrkd.decoding.prefix_beam import prefix_beam_search
+from asrkd.decoding.prefix_beam import align, prefix_beam_search
 from asrkd.types import Frames, Hypothesis, NBest, SpeechBatch, TeacherTargets, Vocabulary
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -153,6 +154,27 @@ def ctc_nbest(
     if n == 1:
         return tuple((hypothesis(one),) for one in greedy(posteriors, vocabulary))
     return tuple(tuple(map(hypothesis, one)) for one in prefix_beam_search(posteriors, vocabulary, beam=beam, n=n))
+
+
+def with_times(nbest: Sequence[NBest], posteriors: Frames, vocabulary: Vocabulary) -> tuple[NBest, ...]:
+    """Hypotheses of a search that keeps no times, with those of the best CTC path through each, and its confidences.
+
+    Args:
+        nbest: For each utterance its hypotheses.
+        posteriors: ``(B, T, V)`` log-probabilities over the same tokens.
+        vocabulary: Of both.
+    """
+    values = posteriors.values.float().cpu().contiguous().numpy()
+
+    def timed(row: int, length: int, one: Hypothesis) -> Hypothesis:
+        try:
+            found = align(values[row, :length], one.tokens, one.score, vocabulary.blank_id, posteriors.frame_shift_s)
+        except ValueError:  # more tokens than frames
+            return one
+        return replace(one, times_s=found.times_s, confidences=found.confidences)
+
+    lengths = posteriors.lengths.tolist()
+    return tuple(tuple(timed(row, lengths[row], one) for one in some) for row, some in enumerate(nbest))
 
 
 def measured_frame_shift_s(frames_of: Callable[[Tensor], int], sample_rate_hz: int) -> float:

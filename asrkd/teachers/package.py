@@ -8,7 +8,7 @@ import torch
 
 from asrkd.models.base import Recogniser
 from asrkd.models.transformer import SpeechBrainConformer
-from asrkd.teachers.base import Precision, at_rate, autocast, check_search, ctc_nbest, teacher_identity
+from asrkd.teachers.base import Precision, at_rate, autocast, check_search, ctc_nbest, teacher_identity, with_times
 from asrkd.types import Frames, NBest, SpeechBatch, TeacherTargets
 
 
@@ -71,5 +71,5 @@ class PackageTeacher:
 
     def _nbest(self, encoded: Frames, posteriors: Frames) -> tuple[NBest, ...]:
         if isinstance(self.model, SpeechBrainConformer) and self.model.has_decoder:
-            return self.model.nbest(encoded, self.nbest, self.beam)
+            return with_times(self.model.nbest(encoded, self.nbest, self.beam), posteriors, self.vocabulary)
         return ctc_nbest(posteriors, self.vocabulary, self.model.tokenizer.decode, self.nbest, self.beam)

@@ -26,6 +26,7 @@ from asrkd.teachers.base import (
     measured_frame_shift_s,
     stack,
     teacher_identity,
+    with_times,
 )
 from asrkd.types import Frames, Hypothesis, NBest, SpeechBatch, TeacherTargets, Vocabulary
 
@@ -158,7 +159,8 @@ class SpeechBrainDecoderTeacher:
     def __call__(self, batch: SpeechBatch) -> TeacherTargets:
         """N-best lists, and log-probabilities ``(B, T, V)`` where there is a CTC layer."""
         audio, lengths = at_rate(batch, self.sample_rate_hz)
-        lists, rows = [], []
+        lists: list[NBest] = []
+        rows: list[Tensor] = []
         with autocast(self.device, self.precision):
             for row, samples in enumerate(lengths.tolist()):
                 encoded = self._encode(audio[row : row + 1, :samples].to(self.device))
@@ -170,6 +172,7 @@ class SpeechBrainDecoderTeacher:
         if rows:
             values, frames = stack(rows)
             posteriors = Frames(values, frames, self.frame_shift_s)
+            lists = list(with_times(lists, posteriors, self.vocabulary))
         return TeacherTargets(self.vocabulary, posteriors, tuple(lists) if self.nbest else None)
 
     @torch.no_grad()
