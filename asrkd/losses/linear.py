@@ -97,7 +97,7 @@ class _LinearDivergence(torch.autograd.Function):
         for_bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
         total = torch.zeros((), dtype=working(encoded[:0]).dtype, device=encoded.device)
         for of_teacher, of_student in zip(
-            teacher_rows.split(LINEAR_ROWS), student_rows.split(LINEAR_ROWS), strict=True
+            torch.split(teacher_rows, LINEAR_ROWS), torch.split(student_rows, LINEAR_ROWS), strict=True
         ):
             x = inputs[of_student]
             logits = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)

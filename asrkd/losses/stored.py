@@ -51,10 +51,19 @@ def student_events(logits: Tensor, ids: Tensor, unused: Tensor, pairs: Pairs) ->
         pairs: Which frames meet.
     """
     used = ~unused & pairs.mask.unsqueeze(-1)
-    kept: Tensor = _KeptLogProbs.apply(logits, ids, used, pairs)  # type: ignore[no-untyped-call]
+    kept = kept_log_probs(logits, ids, used, pairs)
     # The largest float below 1 is 1 - 6e-8: a smaller rest cannot be told from none.
     rest = torch.log1p(-(kept.exp().sum(-1, keepdim=True)).clamp(max=1 - 1e-7))
     return torch.cat((kept, rest), -1)
+
+
+def kept_log_probs(logits: Tensor, ids: Tensor, used: Tensor, pairs: Pairs) -> Tensor:
+    """``(B, Tt, K)`` log-probabilities of ``ids`` at the paired frames of ``logits (B, T, V)``, ``FLOOR`` where not used."""
+    if not torch.is_grad_enabled():
+        logits = logits.detach()
+    with torch.autocast(logits.device.type, enabled=False):
+        kept: Tensor = _KeptLogProbs.apply(logits, ids, used, pairs)  # type: ignore[no-untyped-call]
+    return kept
 
 
 def _tempered(log_probs: Tensor, temperature: float) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asrkd.losses.reduction import Reduction, check_logits, reduce, valid_frames
+from asrkd.losses.lattice import Transcripts, transcript_losses
+from asrkd.losses.reduction import Reduction, check_logits, reduce, valid_frames, working
 
 
 def ctc(
@@ -34,26 +35,32 @@ def ctc(
         ValueError: For shapes, lengths or a blank that do not fit.
     """
     check_logits(logits, lengths, blank_id)
-    log_probs = logits.float().log_softmax(-1)
-    losses = ctc_of_log_probs(log_probs, lengths, tokens, token_lengths, blank_id)
-    return reduce(losses, token_lengths, reduction)
+    check_tokens(tokens, token_lengths, logits.shape[0], logits.shape[2], blank_id)
+    transcripts = Transcripts.of_references(tokens, token_lengths, blank_id)
+    return reduce(transcript_losses(logits, lengths, transcripts), token_lengths, reduction)
 
 
-def ctc_of_log_probs(
-    log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor, blank_id: int
-) -> Tensor:
-    """``(B,)`` CTC losses of log-probabilities ``(B, T, V)``, zero where the transcript does not fit."""
-    if log_probs.shape[0] == 0 or log_probs.shape[1] == 0:
-        return log_probs.sum((1, 2))
-    return F.ctc_loss(
-        log_probs.transpose(0, 1),
-        tokens.masked_fill(~valid_frames(token_lengths, tokens.shape[1]), 1 if blank_id == 0 else 0),
-        lengths,
-        token_lengths,
-        blank=blank_id,
-        reduction="none",
-        zero_infinity=True,
-    )
+def check_tokens(
+    tokens: Tensor, token_lengths: Tensor, batch: int, num_tokens: int, blank_id: int | None = None
+) -> None:
+    """Refuse labels that do not fit their batch or vocabulary (values are looked at on the CPU only).
+
+    Raises:
+        ValueError: For shapes, lengths or ids that do not fit.
+    """
+    if tokens.ndim != 2 or tokens.shape[0] != batch:
+        raise ValueError(f"tokens: expected (B = {batch}, U), found shape {tuple(tokens.shape)}")
+    if token_lengths.shape != (batch,):
+        raise ValueError(f"token_lengths: expected shape ({batch},), found {tuple(token_lengths.shape)}")
+    if tokens.device.type != "cpu" or token_lengths.device.type != "cpu" or not batch:
+        return
+    if int(token_lengths.max()) > tokens.shape[1]:
+        raise ValueError(f"token_lengths: expected at most U = {tokens.shape[1]}, found {int(token_lengths.max())}")
+    labels = tokens[valid_frames(token_lengths, tokens.shape[1])]
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_tokens:
+        raise ValueError(f"tokens: expected 0 to {num_tokens - 1}, found {int(labels.min())} to {int(labels.max())}")
+    if blank_id is not None and bool((labels == blank_id).any()):
+        raise ValueError(f"tokens: expected no blank among the labels, found blank_id {blank_id}")
 
 
 def attention_ce(
@@ -80,10 +87,11 @@ def attention_ce(
     """
     if decoder_logits.shape[1] != tokens.shape[1] + 1:
         raise ValueError(f"decoder_logits: expected U+1 = {tokens.shape[1] + 1} rows, found {decoder_logits.shape[1]}")
+    check_tokens(tokens, token_lengths, decoder_logits.shape[0], decoder_logits.shape[2])
     targets = F.pad(tokens, (0, 1)).masked_fill(~valid_frames(token_lengths, tokens.shape[1] + 1), -100)
     targets = targets.scatter(1, token_lengths[:, None], end_id)
     losses = F.cross_entropy(
-        decoder_logits.float().transpose(1, 2),
+        working(decoder_logits).transpose(1, 2),
         targets,
         ignore_index=-100,
         label_smoothing=label_smoothing,
