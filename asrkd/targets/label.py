@@ -192,7 +192,9 @@ def audio_identity(cut: Cut) -> str:
             return [stripped(v) for v in value]
         if not isinstance(value, dict):
             return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else value
-        kept = {k: stripped(v) for k, v in value.items() if k not in ("supervisions", "custom", "features")}
+        # A recording's id may be its path; what was said or computed of the audio is not the audio.
+        left_out = ("id", "recording_id", "supervisions", "custom", "features")
+        kept = {k: stripped(v) for k, v in value.items() if k not in left_out}
         if value.get("type") == "file" and "source" in value:
             path = Path(value["source"])
             kept["source"] = path.stat().st_size if path.exists() else str(path)

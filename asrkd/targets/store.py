@@ -254,20 +254,8 @@ class TargetsStore:
         """
         if unknown := [i for i in ids if i not in self._places]:
             raise TargetsError(f"{self.folder}: no targets of {', '.join(unknown[:3])} ({len(unknown)} missing)")
-        return self.decode([self.entry(i) for i in ids])
-
-    def decode(self, entries: Sequence[Entry]) -> TeacherTargets:
-        """Entries of a batch decoded and padded."""
-        posteriors = None
-        if all(entry.posteriors for entry in entries):
-            decoded = [self.codec.decode(entry.posteriors) for entry in entries]
-            posteriors = _padded_topk(decoded, len(self.vocabulary), self.frame_shift_s)
-        nbest = tuple(unpack_nbest(e.nbest) for e in entries) if all(e.nbest for e in entries) else None
-        hidden = {
-            name: _padded_hidden([entry.hidden[place] for entry in entries], layer)
-            for place, (name, layer) in enumerate(self.layers.items())
-        }
-        return TeacherTargets(self.vocabulary, posteriors, nbest, hidden)
+        entries = [self.entry(i) for i in ids]
+        return decode_entries(entries, self.vocabulary, self.frame_shift_s, self.codec, self.layers)
 
     def summary(self) -> StoreSummary:
         """How much there is, and how large."""
@@ -287,6 +275,34 @@ class TargetsStore:
             f"{self.folder}: {found.utterances} utterances, {found.hours:.2f} h, "
             f"{found.posterior_mb_per_hour:.3f} MB of posteriors an hour"
         )
+
+
+def decode_entries(
+    entries: Sequence[Entry],
+    vocabulary: Vocabulary,
+    frame_shift_s: float,
+    codec: TopKCodec | SampledCodec,
+    layers: Mapping[str, Layer],
+) -> TeacherTargets:
+    """Entries of a batch decoded and padded.
+
+    Args:
+        entries: One for each row.
+        vocabulary: Of the store.
+        frame_shift_s: Of the posteriors.
+        codec: That packed them.
+        layers: Of the hidden states.
+    """
+    posteriors = None
+    if all(entry.posteriors for entry in entries):
+        decoded = [codec.decode(entry.posteriors) for entry in entries]
+        posteriors = _padded_topk(decoded, len(vocabulary), frame_shift_s)
+    nbest = tuple(unpack_nbest(e.nbest) for e in entries) if all(e.nbest for e in entries) else None
+    hidden = {
+        name: _padded_hidden([entry.hidden[place] for entry in entries], layer)
+        for place, (name, layer) in enumerate(layers.items())
+    }
+    return TeacherTargets(vocabulary, posteriors, nbest, hidden)
 
 
 def _padded_topk(decoded: Sequence[Any], vocab_size: int, frame_shift_s: float) -> TopK:

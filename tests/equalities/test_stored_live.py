@@ -147,6 +147,7 @@ def test_audio_made_anew_is_refused_and_a_moved_corpus_is_not(prepared: Path, tm
         path = tmp_path / Path(cut.recording.sources[0].source).name
         shutil.copy(cut.recording.sources[0].source, path)
         cut.recording.sources[0].source = str(path)
+        cut.recording.id = str(path)
     folder = tmp_path / "targets"
     label(WholeTeacher(), CutSet.from_cuts(cuts), folder)
     before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
