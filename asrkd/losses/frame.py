@@ -101,26 +101,32 @@ def frame_kl(
     return reduce(per_utterance, pairs.mask.sum(1), reduction)
 
 
-def check_options(given: dict[str, Any]) -> None:
-    """Refuse options of :func:`frame_kl` that are out of range, by name."""
-    names = {
-        "divergence": ("forward", "reverse", "js"),
-        "blank": ("keep", "drop", "decouple"),
-        "select": ("all", "spikes"),
-        "window": ("none", "utterance", "frame", "auto"),
-        "pooling": ("spikes", "mean", "max"),
-    }
-    for name, known in names.items():
+_CHOICES = {
+    "divergence": ("forward", "reverse", "js"),
+    "blank": ("keep", "drop", "decouple"),
+    "select": ("all", "spikes"),
+    "window": ("none", "utterance", "frame", "auto"),
+    "pooling": ("spikes", "mean", "max"),
+}
+
+
+def check_choices(given: dict[str, Any]) -> None:
+    """Refuse unknown choices, and a temperature that is not positive, by name."""
+    for name, known in _CHOICES.items():
         if name in given and given[name] not in known:
             raise ValueError(f"{name}: expected {', '.join(known[:-1])} or {known[-1]}; found {given[name]!r}")
     if not given["temperature"] > 0:
         raise ValueError(f"temperature: expected more than 0, found {given['temperature']}")
+
+
+def check_options(given: dict[str, Any]) -> None:
+    """Refuse options of :func:`frame_kl` that are unknown or out of range, by name."""
+    check_choices(given)
     if not 0 < given["blank_threshold"] <= 1:
         raise ValueError(f"blank_threshold: expected more than 0, at most 1; found {given['blank_threshold']}")
-    if given["delay_ms"] < 0:
-        raise ValueError(f"delay_ms: expected 0 or more, found {given['delay_ms']}")
-    if given["neighbourhood_frames"] < 0:
-        raise ValueError(f"neighbourhood_frames: expected 0 or more, found {given['neighbourhood_frames']}")
+    for name in ("delay_ms", "neighbourhood_frames"):
+        if given[name] < 0:
+            raise ValueError(f"{name}: expected 0 or more, found {given[name]}")
     if given.get("window", "none") != "none" and given["max_delay_ms"] < given["delay_ms"]:
         raise ValueError(
             f"max_delay_ms: expected at least delay_ms = {given['delay_ms']:g}, found {given['max_delay_ms']:g}"

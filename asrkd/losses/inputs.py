@@ -26,6 +26,8 @@ class LossInputs:
         decode: Runs the student's decoder: ``(rows (M,), tokens (M, U), lengths (M,)) -> (M, U+1, V)`` logits.
         targets: What the teacher said.
         other_view: Student logits of a second view (other masks, or full context), where a loss needs one.
+        transducer_logits: ``(B, T, U+1, V)`` of the student's joint network on ``tokens``, T as in ``encoded``.
+        teacher_transducer_logits: The same of the teacher.
     """
 
     vocabulary: Vocabulary
@@ -39,3 +41,5 @@ class LossInputs:
     decode: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     targets: TeacherTargets | None = None
     other_view: Frames | None = None
+    transducer_logits: Tensor | None = None
+    teacher_transducer_logits: Tensor | None = None

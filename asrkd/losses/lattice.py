@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from asrkd.losses.reduction import valid_frames
+from asrkd.losses.reduction import valid_frames, working
 from asrkd.losses.rows import Pairs
 from asrkd.losses.stored import kept_log_probs
 
@@ -92,7 +92,7 @@ def transcript_losses(logits: Tensor, lengths: Tensor, transcripts: Transcripts)
         transcripts: Of the batch.
     """
     if logits.shape[1] == 0 or len(transcripts.rows) == 0:
-        return 0.0 * logits.float().sum() + torch.zeros(len(transcripts.rows), device=logits.device)
+        return working(logits[:0]).sum() + torch.zeros(len(transcripts.rows), device=logits.device)
     columns = column_log_probs(logits, lengths, transcripts.columns)
     losses: Tensor = _LatticeLoss.apply(columns[transcripts.rows], lengths[transcripts.rows], transcripts)  # type: ignore[no-untyped-call]
     return losses

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from asrkd.losses.catalogue import LOSSES, LossSpec, zero
+from asrkd.losses.catalogue import LOSSES, RANGES, REQUIRED, LossSpec, missing, zero
 from asrkd.losses.inputs import LossInputs
 
 SCHEDULES: dict[str, tuple[str, ...]] = {
@@ -58,13 +59,22 @@ class ObjectiveTerm:
     schedule: Schedule = Schedule()
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """What must be in the inputs."""
+        return self.spec.needs_of(self.options)
+
+    def weight_at(self, step: int) -> float:
+        """The weight at optimiser step ``step``."""
+        return self.weight * self.schedule.factor(step)
+
 
 @dataclass(frozen=True)
 class TermValue:
-    """What a term gave: its sum in nats (detached), its count, and the weight it went in with."""
+    """What a term gave: its sum (detached), the count of what it runs over, and the weight it went in with."""
 
     sum: Tensor
-    count: float
+    count: float | Tensor
     weight: float
 
 
@@ -76,18 +86,24 @@ class ObjectiveOutput:
     terms: dict[str, TermValue]
 
 
-class Objective:
+class Objective(nn.Module):
     """``total = Σ_i w_i(step) · sum_i / normaliser``.
 
     Every term is a sum over the batch and all are divided once, by one number that the caller knows for the *global* batch
     (all ranks, all accumulated micro-batches); so the gradient does not depend on how the batch is cut up.
+
+    Terms with a learned part (a projection, a codebook head) keep it in ``heads``: whoever trains with such terms optimises
+    and saves the objective's parameters beside the model's. Without such terms there are none.
 
     Args:
         terms: With different names.
     """
 
     def __init__(self, terms: Sequence[ObjectiveTerm]) -> None:
+        super().__init__()
         self.terms = tuple(terms)
+        made = {term.name.replace(".", "_"): term.spec.head(term.options) for term in self.terms}
+        self.heads = nn.ModuleDict({name: head for name, head in made.items() if head is not None})
 
     @classmethod
     def from_config(cls, configs: Sequence[Mapping[str, Any]], *, total_steps: int) -> Objective:
@@ -117,14 +133,14 @@ class Objective:
     @property
     def needs(self) -> frozenset[str]:
         """Everything that any term needs to be in the inputs."""
-        return frozenset().union(*(term.spec.needs for term in self.terms))
+        return frozenset().union(*(term.needs for term in self.terms))
 
     def on_references_alone(self) -> Objective:
         """The terms that need neither teacher nor second view: what development data can be scored with."""
         alone = {"tokens", "decoder_logits", "decode"}
-        return Objective([term for term in self.terms if term.spec.needs <= alone])
+        return Objective([term for term in self.terms if term.needs <= alone])
 
-    def __call__(self, inputs: LossInputs, *, step: int, normaliser: float) -> ObjectiveOutput:
+    def forward(self, inputs: LossInputs, *, step: int, normaliser: float) -> ObjectiveOutput:
         """All terms over one micro-batch.
 
         Args:
@@ -134,17 +150,58 @@ class Objective:
 
         Returns:
             The total and the terms.
+
+        Raises:
+            ValueError: If the inputs lack what a term needs, or the teacher's vocabulary is another.
         """
-        total = zero(inputs)
-        values = {}
+        total, values = None, {}
         for term in self.terms:
-            weight = term.weight * term.schedule.factor(step)
+            weight = term.weight_at(step)
             if weight == 0.0:
                 continue
-            loss, count = term.spec.compute(inputs, **term.options)
-            total = total + weight * loss / normaliser
+            loss, count = self._computed(term, inputs)
+            part = loss * (weight / normaliser)
+            total = part if total is None else total + part
             values[term.name] = TermValue(loss.detach(), count, weight)
-        return ObjectiveOutput(total, values)
+        return ObjectiveOutput(zero(inputs) if total is None else total, values)
+
+    def gradient_shares(self, inputs: LossInputs, *, step: int, by: Tensor) -> dict[str, float]:
+        """How much of the gradient each term makes: its norm by ``by``, as a share of the sum of all terms' norms.
+
+        The terms are computed anew, so that this costs about as much as a forward and backward pass through the losses; the
+        graph below ``by`` is not touched.
+
+        Args:
+            inputs: What the losses see.
+            step: Optimiser step, for the weights.
+            by: What the gradients are taken by, say ``inputs.ctc_logits.values`` or a shared layer's output.
+        """
+        norms = {}
+        for term in self.terms:
+            weight = term.weight_at(step)
+            if weight == 0.0:
+                continue
+            loss, _ = self._computed(term, inputs)
+            (gradient,) = torch.autograd.grad(weight * loss, by, retain_graph=True, allow_unused=True)
+            norms[term.name] = 0.0 if gradient is None else float(gradient.norm())
+        total = sum(norms.values())
+        return {name: norm / total if total > 0 else 0.0 for name, norm in norms.items()}
+
+    def _computed(self, term: ObjectiveTerm, inputs: LossInputs) -> tuple[Tensor, float | Tensor]:
+        if lacking := missing(inputs, term.needs):
+            raise ValueError(f"{term.name}: expected {', '.join(lacking)} in the batch; found none")
+        of_tokens = {"targets.posteriors", "targets.nbest", "targets.decoder"} & term.needs
+        targets = inputs.targets
+        if of_tokens and targets is not None and targets.vocabulary != inputs.vocabulary:
+            raise ValueError(
+                f"{term.name}: expected the teacher's vocabulary to be the student's ({len(inputs.vocabulary)} tokens, blank "
+                f"{inputs.vocabulary.blank_id}); found another ({len(targets.vocabulary)} tokens, blank "
+                f"{targets.vocabulary.blank_id})"
+            )
+        head = term.name.replace(".", "_")
+        if head in self.heads:
+            return term.spec.compute(inputs, head=self.heads[head], **term.options)
+        return term.spec.compute(inputs, **term.options)
 
 
 def validate_terms(configs: Sequence[Any]) -> list[str]:
@@ -172,19 +229,47 @@ def _term_problems(config: Mapping[str, Any]) -> list[str]:
     weight = config.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
         problems.append(f"weight: expected a number of 0 or more; found {weight!r}")
-    known = LOSSES[loss].options
-    for key, value in config.items():
-        if key in ("loss", "weight", "name", "schedule"):
-            continue
+    options = {key: value for key, value in config.items() if key not in ("loss", "weight", "name", "schedule")}
+    problems += _option_problems(loss, options)
+    return problems + _schedule_problems(config.get("schedule"))
+
+
+def _option_problems(loss: str, options: Mapping[str, Any]) -> list[str]:
+    spec = LOSSES[loss]
+    known = spec.options
+    problems = [
+        f"{key}: expected a value; found none" for key in known if known[key] is REQUIRED and key not in options
+    ]
+    for key, value in options.items():
         if key not in known:
             close = difflib.get_close_matches(str(key), list(known), n=1)
             hint = f" (did you mean {close[0]}?)" if close else ""
             problems.append(f"{key}: unknown option of {loss}{hint}; known: {', '.join(known) or 'none'}")
-        elif isinstance(known[key], int | float) and not isinstance(value, int | float):
-            problems.append(f"{key}: expected a number; found {value!r}")
-        elif isinstance(known[key], str) and not isinstance(value, str):
-            problems.append(f"{key}: expected a name; found {value!r}")
-    return problems + _schedule_problems(config.get("schedule"))
+        elif choices := spec.choices(key):
+            if value not in choices:
+                problems.append(f"{key}: expected {', '.join(choices[:-1])} or {choices[-1]}; found {value!r}")
+        elif key in ("student_layer", "teacher_layer"):
+            if not isinstance(value, str):
+                problems.append(f"{key}: expected a layer's name; found {value!r}")
+        else:
+            problems += _number_problems(key, value, whole=not isinstance(known[key], float), default=known[key])
+    if not problems and options.get("window", "none") != "none":
+        low, high = options.get("delay_ms", 0), options.get("max_delay_ms", 0)
+        if high < low or high == 0:
+            problems.append(f"max_delay_ms: expected more than 0 and at least delay_ms = {low:g}; found {high:g}")
+    return problems
+
+
+def _number_problems(key: str, value: Any, *, whole: bool, default: Any) -> list[str]:
+    if value is None and default is None:
+        return []
+    kind = "a whole number" if whole else "a number"
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return [f"{key}: expected {kind}; found {value!r}"]
+    low, high = RANGES.get(key, (0, math.inf))
+    if not low <= value <= high:
+        return [f"{key}: expected {low:g} to {high:g}; found {value!r}"]
+    return []
 
 
 def _schedule_problems(schedule: Any) -> list[str]:

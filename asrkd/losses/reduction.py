@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+from collections.abc import Callable
+from typing import Literal, ParamSpec
 
 import torch
 from torch import Tensor
 
 Reduction = Literal["sum", "mean", "none"]
+_P = ParamSpec("_P")
+
+
+def full_precision(loss: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
+    """Run ``loss`` outside autocast on any device, so that its matrix products are not rounded to half precision."""
+
+    @functools.wraps(loss)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> Tensor:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            return loss(*args, **kwargs)
+
+    return run
 
 
 def valid_frames(lengths: Tensor, num_frames: int) -> Tensor:
