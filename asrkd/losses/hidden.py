@@ -245,5 +245,5 @@ def _similarities(values: Tensor) -> Tensor:
 
 
 def _relations(values: Tensor, heads: int) -> Tensor:
-    split = values.view(*values.shape[:2], heads, -1).transpose(1, 2)
+    split = values.view(*values.shape[:2], heads, values.shape[2] // heads).transpose(1, 2)
     return split @ split.transpose(2, 3) / split.shape[3] ** 0.5

@@ -91,8 +91,6 @@ def transcript_losses(logits: Tensor, lengths: Tensor, transcripts: Transcripts)
         lengths: ``(B,)`` frames.
         transcripts: Of the batch.
     """
-    if logits.shape[1] == 0 or len(transcripts.rows) == 0:
-        return working(logits[:0]).sum() + torch.zeros(len(transcripts.rows), device=logits.device)
     columns = column_log_probs(logits, lengths, transcripts.columns)
     losses: Tensor = _LatticeLoss.apply(columns[transcripts.rows], lengths[transcripts.rows], transcripts)  # type: ignore[no-untyped-call]
     return losses
@@ -118,6 +116,9 @@ def lattice(log_probs: Tensor, lengths: Tensor, transcripts: Transcripts) -> tup
         ``(M,)`` losses, 0 where the transcript does not fit; ``(M, T, K)`` occupancies γ, the posterior of reading the
         column in a frame given the transcript; ``(M,)`` bool, whether the transcript fits.
     """
+    if log_probs.numel() == 0:
+        nothing = log_probs.new_zeros(len(log_probs))
+        return nothing, torch.zeros_like(log_probs), nothing.bool()
     with torch.enable_grad():
         leaf = log_probs.detach().requires_grad_()
         losses = F.ctc_loss(

@@ -115,7 +115,7 @@ class _KeptLogProbs(torch.autograd.Function):
         asked.scatter_reduce_(1, frames, pairs.mask.to(torch.int8), "amax")
         log_z, probs = _normalisers(logits, asked.bool(), ctx.needs_input_grad[0])
         places = frames.unsqueeze(-1) * num_tokens + ids
-        kept = working(logits.reshape(batch, -1).gather(1, places.flatten(1)).view(ids.shape))
+        kept = working(logits.flatten(1).gather(1, places.flatten(1)).view(ids.shape))
         kept = (kept - log_z.gather(1, frames).unsqueeze(-1)).clamp(min=FLOOR)
         ctx.save_for_backward(probs, places, frames, used)
         return torch.where(used, kept, FLOOR)
@@ -128,7 +128,7 @@ class _KeptLogProbs(torch.autograd.Function):
         factor = torch.zeros(probs.shape[:2], dtype=probs.dtype, device=probs.device)
         factor.scatter_add_(1, frames, -grad.sum(-1))
         probs.mul_(factor.unsqueeze(-1))
-        probs.view(probs.shape[0], -1).scatter_add_(1, places.flatten(1), grad.flatten(1))
+        probs.flatten(1).scatter_add_(1, places.flatten(1), grad.flatten(1))
         return probs, None, None, None
 
 
