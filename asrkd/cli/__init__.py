@@ -28,6 +28,8 @@ def _register() -> None:
     from asrkd.cli.compare import compare
     from asrkd.cli.demo import demo
     from asrkd.cli.evaluate import evaluate
+    from asrkd.cli.filter import filter_labels
+    from asrkd.cli.inspect import inspect
     from asrkd.cli.label import label
     from asrkd.cli.losses import losses
     from asrkd.cli.prepare import prepare
@@ -36,8 +38,9 @@ def _register() -> None:
 
     app.command()(demo)
     app.add_typer(prepare, name="prepare")
-    for verb in (train, label, evaluate, compare, transcribe, losses):
+    for verb in (train, label, inspect, evaluate, compare, transcribe, losses):
         app.command()(verb)
+    app.command("filter")(filter_labels)
 
 
 _register()

@@ -100,7 +100,7 @@ def decode(
 
 def _decode_batch(model: Recogniser, batch: SpeechBatch, options: DecodingOptions) -> list[Decoded]:
     method = {"greedy": _greedy, "streaming": _streaming, "joint": _joint}[options.method]
-    with torch.inference_mode():
+    with torch.no_grad():
         found = method(model, batch, options)
     hashes = _hashes(batch)
     return [Decoded(i, text, words, sha) for i, (text, words), sha in zip(batch.ids, found, hashes, strict=True)]

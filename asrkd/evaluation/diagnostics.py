@@ -91,7 +91,7 @@ class _Sums:
     unaligned: int = 0
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def diagnose(
     student: Recogniser,
     teacher: Recogniser,

@@ -66,7 +66,7 @@ def whisper_english(text: str) -> str:
 @cache
 def _whisper_normaliser() -> Normaliser:
     # Imported on first use: its spelling table and number parser are not needed by the other normalisers.
-    from whisper_normalizer.english import EnglishTextNormalizer  # type: ignore[import-untyped]
+    from whisper_normalizer.english import EnglishTextNormalizer
 
     return EnglishTextNormalizer()
 

@@ -175,7 +175,7 @@ def macs_per_audio_second(model: Recogniser, audio_s: float = 10.0, chunk_frames
 
     device = model.feature_mean.device
     audio = torch.zeros(1, round(audio_s * model.sample_rate_hz), device=device)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(model.features(audio, torch.tensor([audio.shape[1]], device=device)), chunk_frames=chunk_frames)
     return counter.get_total_flops() / 2 / audio_s
 
@@ -225,7 +225,7 @@ def _measuring(model: Recogniser, threads: int) -> Iterator[None]:
     if model.feature_mean.is_cuda:
         torch.cuda.reset_peak_memory_stats(model.feature_mean.device)
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         torch.set_num_threads(before)

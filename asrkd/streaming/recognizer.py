@@ -187,7 +187,7 @@ class Recognizer:
         """A new stream."""
         return Session(self)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def accept(
         self, sessions: Sequence[Session], pcm: Sequence[NDArray[np.generic]], sample_rate_hz: int | None = None
     ) -> list[list[Event]]:
@@ -218,7 +218,7 @@ class Recognizer:
                 heard.extend(more)
         return events
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def finish(self, sessions: Sequence[Session]) -> list[list[Event]]:
         """End several streams at once; see :meth:`Session.finish`."""
         for session in sessions:

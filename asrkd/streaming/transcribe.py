@@ -71,7 +71,7 @@ def _quietest(audio: NDArray[np.float32], first: int, span: int) -> int:
     return first + int(np.argmin(energy[span:] - energy[:-span])) + span // 2
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _recognise_window(
     model: Recogniser, audio: NDArray[np.float32], begin_s: float, options: RecognizerOptions
 ) -> Final:

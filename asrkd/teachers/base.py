@@ -87,7 +87,7 @@ class CtcTeacher(ABC):
         options = {"nbest": nbest, "beam": beam if nbest else 0, "precision": precision}
         self.identity = teacher_identity(type(self).__name__, weights, vocabulary, options)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, batch: SpeechBatch) -> TeacherTargets:
         """Log-probabilities ``(B, T, V)`` and, where asked for, N-best lists."""
         audio, lengths = at_rate(batch, self.sample_rate_hz)

@@ -156,7 +156,7 @@ class HuggingFaceSeq2SeqTeacher:
         options = {"nbest": nbest, "beam": beam, "precision": precision, "language": language, "task": task}
         self.identity = teacher_identity(type(self._model).__name__, self._model, TEXT_ONLY, options)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, batch: SpeechBatch) -> TeacherTargets:
         """N-best lists without token ids.
 

@@ -57,7 +57,8 @@ class PackageTeacher:
         }
         self.identity = teacher_identity("package", model, model.vocabulary, options)
 
-    @torch.inference_mode()
+    # Not inference_mode: SpeechBrain keeps position tables for all its models, and inference tensors would spoil training.
+    @torch.no_grad()
     def __call__(self, batch: SpeechBatch) -> TeacherTargets:
         """Log-probabilities ``(B, T, V)`` in full context, the N-best lists and the hidden states."""
         audio, lengths = at_rate(batch, self.sample_rate_hz)
