@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from asrkd.losses.reduction import valid_frames, working
+from asrkd.losses.reduction import valid_frames
 from asrkd.losses.rows import Pairs
 from asrkd.losses.stored import kept_log_probs
 

@@ -52,8 +52,8 @@ def student_events(logits: Tensor, ids: Tensor, unused: Tensor, pairs: Pairs) ->
     """
     used = ~unused & pairs.mask.unsqueeze(-1)
     kept = kept_log_probs(logits, ids, used, pairs)
-    # The largest float below 1 is 1 - 6e-8: a smaller rest cannot be told from none.
-    rest = torch.log1p(-(kept.exp().sum(-1, keepdim=True)).clamp(max=1 - 1e-7))
+    # A rest below the precision of the sum (1e-7 in float32) cannot be told from none.
+    rest = torch.log1p(-(kept.exp().sum(-1, keepdim=True)).clamp(max=1 - torch.finfo(kept.dtype).eps))
     return torch.cat((kept, rest), -1)
 
 

@@ -71,7 +71,7 @@ def collapsed(logits: Tensor, tokens: Tensor, token_lengths: Tensor, *, blank_id
     kept = log_probs.gather(3, ids)
     has_label = _has_label(logits, token_lengths)
     label = torch.where(has_label, kept[..., 0], FLOOR)
-    named = torch.logaddexp(label, kept[..., 1]).exp().clamp(max=1 - 1e-7)
+    named = torch.logaddexp(label, kept[..., 1]).exp().clamp(max=1 - torch.finfo(log_probs.dtype).eps)
     return torch.stack((label, kept[..., 1], torch.log1p(-named)), -1).clamp(min=FLOOR)
 
 

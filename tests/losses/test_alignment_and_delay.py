@@ -89,14 +89,14 @@ def test_alignment_from_stored_posteriors_comes_near_the_dense_one() -> None:
     log_probs = scores.log_softmax(-1)
     dense = alignment_posteriors(Frames(log_probs, lengths, SHIFT_S), tokens, token_lengths, blank_id=0, num_tokens=12)
     errors = []
-    for k in (12, 4):
+    for k in (12, 8, 4):
         values, ids = log_probs.topk(k, -1)
         tail = torch.log1p(-values.exp().sum(-1).clamp(max=1 - 1e-15))
         stored = TopK(ids, values, tail, lengths, SHIFT_S, 12)
         found = alignment_posteriors(stored, tokens, token_lengths, blank_id=0, num_tokens=12)
         errors.append(float((found.log_probs.exp() - dense.log_probs.exp()).abs()[:, :6].max()))
     assert errors[0] < 1e-9
-    assert errors[1] < 0.02
+    assert errors[0] < errors[1] < errors[2] < 0.1
 
 
 def test_alignment_kl_is_frame_kl_from_the_occupancies_and_zero_there() -> None:
