@@ -8,7 +8,19 @@ import math
 import pytest
 import torch
 
-from asrkd.losses import LOSSES, LossInputs, Objective, attention_ce, ctc, nbest_ctc, validate_terms
+from asrkd.losses import (
+    LossInputs,
+    NBestCTC,
+    Objective,
+    attention_ce,
+    ctc,
+    hypothesis_ctc,
+    listwise_kl,
+    mwer,
+    nbest_ctc,
+    validate_terms,
+)
+from asrkd.losses.lattice import edit_distances
 from asrkd.types import Frames, Hypothesis, TeacherTargets, Vocabulary
 
 
@@ -66,9 +78,124 @@ def test_nbest_is_the_weighted_sum_of_single_losses_with_its_gradient() -> None:
                 blank_id=0,
             )
             expected = expected + w / sum(weights) * one
-    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     for fast, slow in zip(torch.autograd.grad(found, logits), torch.autograd.grad(expected, logits), strict=True):
         torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+
+
+LISTS = (
+    hypotheses(((1, 2, 3), -1.0), ((1, 2), -2.5), ((4,), -4.0)),
+    (),
+    hypotheses(((2,), -0.5), ((3, 3), -0.7)),
+)
+
+
+def student_posteriors(logits: torch.Tensor, lengths: torch.Tensor, row: int, temperature: float) -> torch.Tensor:
+    """The student's posterior over its list, from one CTC loss a hypothesis."""
+    scores = [
+        -ctc(
+            logits[row : row + 1],
+            lengths[row : row + 1],
+            torch.tensor([h.tokens]),
+            torch.tensor([len(h.tokens)]),
+            blank_id=0,
+        )
+        for h in LISTS[row]
+    ]
+    return (torch.stack(scores) / temperature).softmax(0)
+
+
+def test_listwise_kl_and_mwer_equal_single_losses_with_their_gradients() -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(3, 9, 5, dtype=torch.float64, requires_grad=True)
+    lengths = torch.tensor([9, 7, 5])
+    references = torch.tensor([[1, 2, 3], [4, 0, 0], [3, 2, 0]])
+    reference_lengths = torch.tensor([3, 1, 2])
+    divergence = risk = torch.zeros((), dtype=torch.float64)
+    errors = {0: [0, 1, 3], 2: [1, 1]}  # of the lists above, counted by hand
+    for row in (0, 2):
+        teacher = torch.tensor([h.score for h in LISTS[row]], dtype=torch.float64).div(2).softmax(0)
+        student = student_posteriors(logits, lengths, row, 2.0)
+        divergence = divergence + (teacher * (teacher / student).log()).sum()
+        own, wrong = student_posteriors(logits, lengths, row, 1.0), torch.tensor(errors[row], dtype=torch.float64)
+        risk = risk + (own * (wrong - wrong.mean())).sum()
+    found = listwise_kl(logits, lengths, LISTS, blank_id=0, sequence_temperature=2.0)
+    torch.testing.assert_close(found, divergence)
+    torch.testing.assert_close(*(torch.autograd.grad(v, logits, retain_graph=True)[0] for v in (found, divergence)))
+    found = mwer(logits, lengths, LISTS, references, reference_lengths, blank_id=0)
+    torch.testing.assert_close(found, risk)
+    torch.testing.assert_close(*(torch.autograd.grad(value, logits)[0] for value in (found, risk)))
+
+
+def test_listwise_kl_is_zero_where_the_student_ranks_as_the_teacher() -> None:
+    torch.manual_seed(2)
+    logits, lengths = torch.randn(3, 9, 5, dtype=torch.float64), torch.tensor([9, 7, 5])
+    agreed = tuple(
+        tuple(
+            Hypothesis(h.tokens, "", math.log(float(p)))
+            for h, p in zip(
+                LISTS[row], student_posteriors(logits, lengths, row, 1.0) if LISTS[row] else (), strict=True
+            )
+        )
+        for row in range(3)
+    )
+    assert float(listwise_kl(logits, lengths, agreed, blank_id=0)) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_one_best_is_ctc_on_the_first_hypothesis() -> None:
+    torch.manual_seed(3)
+    logits, lengths = torch.randn(3, 9, 5), torch.tensor([9, 7, 5])
+    expected = ctc(
+        logits[[0, 2]], lengths[[0, 2]], torch.tensor([[1, 2, 3], [2, 0, 0]]), torch.tensor([3, 1]), blank_id=0
+    )
+    torch.testing.assert_close(hypothesis_ctc(logits, lengths, LISTS, blank_id=0), expected)
+    torch.testing.assert_close(NBestCTC(0, max_hypotheses=1)(logits, lengths, LISTS), expected)
+
+
+def test_edit_distances_equal_a_recursion() -> None:
+    def distance(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+        if not a or not b:
+            return len(a) + len(b)
+        same = distance(a[1:], b[1:]) + (a[0] != b[0])
+        return min(same, distance(a[1:], b) + 1, distance(a, b[1:]) + 1)
+
+    words = [w for n in range(4) for w in itertools.product((1, 2), repeat=n)]
+    for reference in words:
+        assert edit_distances([words], [reference]) == [[distance(w, reference) for w in words]]
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        (LISTS[:2], "nbest: expected 3 lists, found 2"),
+        ((*LISTS[:2], hypotheses(((0, 1), -1.0))), "nbest: expected ids 0 to 4 without blank 0, found 0"),
+        ((*LISTS[:2], hypotheses(((7,), -1.0))), "nbest: expected ids 0 to 4 without blank 0, found 7"),
+    ],
+)
+def test_wrong_lists_are_named(lists: tuple[tuple[Hypothesis, ...], ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        nbest_ctc(torch.randn(3, 9, 5), torch.tensor([9, 7, 5]), lists, blank_id=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": torch.tensor([[1, 9]])}, "tokens: expected 0 to 4, found 1 to 9"),
+        ({"tokens": torch.tensor([[1, 0]])}, "tokens: expected no blank among the labels, found blank_id 0"),
+        ({"token_lengths": torch.tensor([3])}, "token_lengths: expected at most U = 2, found 3"),
+        ({"lengths": torch.tensor([0.5])}, "lengths: expected whole frames, found floats"),
+        ({"blank_id": 5}, "blank_id: expected 0 to 4, found 5"),
+    ],
+)
+def test_wrong_ctc_input_is_named(change: dict[str, object], message: str) -> None:
+    given: dict[str, object] = {
+        "lengths": torch.tensor([4]),
+        "tokens": torch.tensor([[1, 2]]),
+        "token_lengths": torch.tensor([2]),
+        "blank_id": 0,
+    }
+    with pytest.raises(ValueError, match=message):
+        ctc(torch.randn(1, 4, 5), **{**given, **change})  # type: ignore[arg-type]
 
 
 def test_attention_ce_equals_loops() -> None:
@@ -156,9 +283,3 @@ def test_problems_are_all_named() -> None:
     assert "3.name: expected another than 'ctc'" in text
     assert "4: expected a mapping" in text
     assert validate_terms([]) == ["expected at least one term; found none"]
-
-
-def test_every_loss_of_the_catalogue_states_its_source_and_options() -> None:
-    for name, spec in LOSSES.items():
-        assert spec.summary and spec.source, name
-        assert "reduction" not in spec.options
