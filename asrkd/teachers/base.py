@@ -54,7 +54,7 @@ class CtcTeacher(ABC):
         vocabulary: Of the posteriors.
         sample_rate_hz: Of the audio that it takes.
         frame_shift_s: Of the posteriors.
-        weights: What to hash for the identity, beside the options here.
+        weights: What to hash for the identity, beside the options here; or a hash of them.
         device: Where it runs.
         nbest: Hypotheses of each utterance; 0: none.
         beam: Beam width, at least ``nbest``.
@@ -69,7 +69,7 @@ class CtcTeacher(ABC):
         vocabulary: Vocabulary,
         sample_rate_hz: int,
         frame_shift_s: float,
-        weights: nn.Module,
+        weights: nn.Module | str,
         *,
         device: str = "cpu",
         nbest: int = 0,
@@ -118,9 +118,12 @@ def check_search(nbest: int, beam: int) -> None:
         raise ValueError(f"beam: expected at least nbest = {nbest}, found {beam}")
 
 
-def teacher_identity(kind: str, weights: nn.Module, vocabulary: Vocabulary, options: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) over kind, weights and buffers, vocabulary and options."""
+def teacher_identity(kind: str, weights: nn.Module | str, vocabulary: Vocabulary, options: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over kind, weights and buffers (or a hash of them), vocabulary and options."""
     digest = hashlib.sha256(f"{kind} {vocabulary.identity} {sorted(options.items())}".encode())
+    if isinstance(weights, str):
+        digest.update(weights.encode())
+        return digest.hexdigest()
     for name, tensor in sorted(weights.state_dict().items()):
         if isinstance(tensor, Tensor):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
