@@ -20,11 +20,12 @@ class _Spec(BaseModel):
 
 
 class PackageSpec(_Spec):
-    """An asrkd model package. ``hidden``: layers whose states are wanted."""
+    """An asrkd model package. ``hidden``: layers whose states are wanted; ``decoder``: whether its decoder's posteriors are."""
 
     kind: Literal["package"] = "package"
     path: Path
     hidden: tuple[str, ...] = ()
+    decoder: bool = False
 
 
 class TorchaudioSpec(_Spec):
@@ -52,6 +53,15 @@ class HuggingFaceSpec(_Spec):
     task: Literal["transcribe", "translate"] | None = None
 
 
+class OnnxSpec(BaseModel):
+    """A folder with ``model.onnx`` and ``contract.json``; see :mod:`asrkd.teachers.onnx`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["onnx"]
+    path: Path
+
+
 class EnsembleSpec(BaseModel):
     """Several of the above; see :class:`asrkd.teachers.ensemble.Ensemble`."""
 
@@ -65,9 +75,12 @@ class EnsembleSpec(BaseModel):
     temperature: float = Field(0.1, gt=0)
 
 
-MemberSpec = Annotated[PackageSpec | TorchaudioSpec | SpeechBrainSpec | HuggingFaceSpec, Field(discriminator="kind")]
+MemberSpec = Annotated[
+    PackageSpec | TorchaudioSpec | SpeechBrainSpec | HuggingFaceSpec | OnnxSpec, Field(discriminator="kind")
+]
 TeacherSpec = Annotated[
-    PackageSpec | TorchaudioSpec | SpeechBrainSpec | HuggingFaceSpec | EnsembleSpec, Field(discriminator="kind")
+    PackageSpec | TorchaudioSpec | SpeechBrainSpec | HuggingFaceSpec | OnnxSpec | EnsembleSpec,
+    Field(discriminator="kind"),
 ]
 EnsembleSpec.model_rebuild()
 
@@ -84,12 +97,22 @@ def parse_teacher(text: str) -> Any:
         ValueError: For an unknown kind.
     """
     kind, colon, name = text.partition(":")
-    keys = {"package": "path", "torchaudio": "bundle", "speechbrain": "source", "huggingface": "source"}
+    keys = {"package": "path", "torchaudio": "bundle", "speechbrain": "source", "huggingface": "source", "onnx": "path"}
     if not colon or Path(text).exists():
         return PackageSpec(path=Path(text))
     if kind not in keys:
         raise ValueError(f"teacher: expected a package's folder or {', '.join(keys)} and a colon; found {text!r}")
     return _ADAPTER.validate_python({"kind": kind, keys[kind]: name})
+
+
+def teacher_name(spec: Any) -> str:
+    """How a ``TeacherSpec`` is called in a line of text; for all but ensembles what :func:`parse_teacher` reads."""
+    if isinstance(spec, EnsembleSpec):
+        return " + ".join(map(teacher_name, spec.members))
+    if isinstance(spec, PackageSpec):
+        return str(spec.path)
+    name = {TorchaudioSpec: "bundle", OnnxSpec: "path"}.get(type(spec), "source")
+    return f"{spec.kind}:{getattr(spec, name)}"
 
 
 def check_teacher(config: Any) -> Any:
@@ -129,13 +152,18 @@ def open_teacher(spec: Any, *, workdir: Path = Path(), device: str = "cpu", nbes
             weights=spec.weights,
             temperature=spec.temperature,
         )
-    search |= {"precision": spec.precision, "beam": beam}
-    if isinstance(spec, PackageSpec):
-        return PackageTeacher(package.load(workdir / spec.path), hidden=spec.hidden, **search)
-    if isinstance(spec, TorchaudioSpec):
-        from asrkd.teachers.torchaudio_bundle import TorchaudioTeacher
+    search["beam"] = beam
+    if isinstance(spec, OnnxSpec):
+        from asrkd.teachers.onnx import OnnxTeacher
 
-        return TorchaudioTeacher(spec.bundle, **search)
+        return OnnxTeacher(workdir / spec.path, **search)
+    search["precision"] = spec.precision
+    if isinstance(spec, PackageSpec):
+        return PackageTeacher(package.load(workdir / spec.path), hidden=spec.hidden, decoder=spec.decoder, **search)
+    if isinstance(spec, TorchaudioSpec):
+        from asrkd.teachers.torchaudio_bundle import torchaudio_teacher
+
+        return torchaudio_teacher(spec.bundle, **search)
     source = str(workdir / spec.source) if (workdir / spec.source).exists() else spec.source
     if isinstance(spec, SpeechBrainSpec):
         from asrkd.teachers.speechbrain_folder import speechbrain_teacher

@@ -257,7 +257,7 @@ class OnnxTeacher(CtcTeacher):
 
 def _session(path: Path, device: str) -> Any:
     try:
-        import onnxruntime
+        import onnxruntime  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
         raise ValueError("teacher: ONNX models need the extra: pip install 'asrkd[onnx]'") from None
     providers = ["CPUExecutionProvider"]

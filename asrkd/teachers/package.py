@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import torch
+from torch import Tensor
 
 from asrkd.models.base import Recogniser
 from asrkd.models.transformer import SpeechBrainConformer
@@ -23,9 +24,11 @@ class PackageTeacher:
         beam: Beam width, at least ``nbest``.
         precision: ``fp32``, or ``bf16``/``fp16`` for the matrix products of encoder and search.
         hidden: Names of hidden layers to give, ``"layer.0"`` the first block's output.
+        decoder: Also give the attention decoder's posteriors, forced on the best hypothesis, or with ``nbest`` 0 on the
+            reference.
 
     Raises:
-        ValueError: If ``beam`` is smaller than ``nbest``.
+        ValueError: If ``beam`` is smaller than ``nbest``, or ``decoder`` is asked of a model without one.
     """
 
     def __init__(
@@ -37,14 +40,18 @@ class PackageTeacher:
         beam: int = 8,
         precision: Precision = "fp32",
         hidden: tuple[str, ...] = (),
+        decoder: bool = False,
     ) -> None:
         check_search(nbest, beam)
+        if decoder and not model.has_decoder:
+            raise ValueError(f"teacher: expected a model with an attention decoder; found a {model.kind} without")
         self.model = model.to(device).eval()
         self.device = device
         self.nbest = nbest
         self.beam = beam
         self.precision = precision
         self.hidden = hidden
+        self.decoder = decoder
         self.vocabulary = model.vocabulary
         self.sample_rate_hz = model.sample_rate_hz
         self.frame_shift_s = model.frame_shift_s
@@ -54,6 +61,7 @@ class PackageTeacher:
             "beam": beam if nbest else 0,
             "precision": precision,
             "hidden": hidden,
+            **({"decoder": True} if decoder else {}),
         }
         self.identity = teacher_identity("package", model, model.vocabulary, options)
 
@@ -68,7 +76,21 @@ class PackageTeacher:
             logits = output.ctc_logits
             posteriors = Frames(logits.values.float().log_softmax(-1), logits.lengths, logits.frame_shift_s)
             nbest = self._nbest(output.encoded, posteriors) if self.nbest else None
-        return TeacherTargets(self.vocabulary, posteriors, nbest, output.hidden)
+            decoder, forced = self._decoder(output.encoded, batch, nbest) if self.decoder else (None, None)
+        return TeacherTargets(self.vocabulary, posteriors, nbest, output.hidden, decoder, forced)
+
+    def _decoder(
+        self, encoded: Frames, batch: SpeechBatch, nbest: tuple[NBest, ...] | None
+    ) -> tuple[Frames, tuple[Tensor, Tensor]]:
+        """Posteriors of the decoder ``(B, U+1, V)``, and the labels it was forced on."""
+        if nbest is None:
+            rows = [torch.tensor(self.model.tokenizer.encode(text), dtype=torch.long) for text in batch.texts]
+        else:
+            rows = [torch.tensor(one[0].tokens if one else (), dtype=torch.long) for one in nbest]
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        logits = self.model.decoder_logits(encoded, tokens, lengths)
+        return Frames(logits.float().log_softmax(-1), lengths + 1, self.frame_shift_s), (tokens, lengths)
 
     def _nbest(self, encoded: Frames, posteriors: Frames) -> tuple[NBest, ...]:
         if isinstance(self.model, SpeechBrainConformer) and self.model.has_decoder:

@@ -1,4 +1,4 @@
-"""torchaudio's ASR bundles as teachers: wav2vec 2.0, HuBERT and WavLM with a CTC head over characters.
+"""torchaudio's ASR bundles as teachers: wav2vec 2.0, HuBERT and WavLM with a CTC head over characters, and transducers.
 
 Dimension legend: B utterances, S samples, T frames, V tokens.
 """
@@ -6,20 +6,39 @@ Dimension legend: B utterances, S samples, T frames, V tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 import torchaudio
 from torch import Tensor
-from torchaudio.pipelines import Wav2Vec2ASRBundle
+from torchaudio.pipelines import RNNTBundle, Wav2Vec2ASRBundle
 
 from asrkd.teachers.base import CtcTeacher, Precision, characters_to_text, stack
+from asrkd.teachers.torchaudio_rnnt import RnntTeacher
 from asrkd.types import Vocabulary
 
 
 def bundle_names() -> tuple[str, ...]:
     """Names of the ASR bundles that the installed torchaudio has."""
     found = vars(torchaudio.pipelines).items()
-    return tuple(sorted(name for name, value in found if isinstance(value, Wav2Vec2ASRBundle)))
+    return tuple(sorted(name for name, value in found if isinstance(value, (Wav2Vec2ASRBundle, RNNTBundle))))
+
+
+def torchaudio_teacher(bundle: str, **options: Any) -> TorchaudioTeacher | RnntTeacher:
+    """The teacher that fits a bundle.
+
+    Args:
+        bundle: A name in ``torchaudio.pipelines``.
+        **options: Of :class:`TorchaudioTeacher` or :class:`RnntTeacher`.
+
+    Raises:
+        ValueError: If there is no such bundle.
+        OSError: If its weights are neither cached nor to be had.
+    """
+    if bundle not in bundle_names():
+        raise ValueError(f"bundle: expected one of {', '.join(bundle_names())}; found {bundle!r}")
+    found = getattr(torchaudio.pipelines, bundle)
+    return RnntTeacher(found, **options) if isinstance(found, RNNTBundle) else TorchaudioTeacher(found, **options)
 
 
 class TorchaudioTeacher(CtcTeacher):
@@ -29,27 +48,22 @@ class TorchaudioTeacher(CtcTeacher):
     one; waveforms are normalised one by one in any case, as torchaudio does with a batch of one.
 
     Args:
-        bundle: A bundle, or its name in ``torchaudio.pipelines``.
+        bundle: Of ``torchaudio.pipelines``.
         device: See :class:`CtcTeacher`, as all further arguments.
 
     Raises:
-        ValueError: If there is no such bundle.
         OSError: If its weights are neither cached nor to be had.
     """
 
     def __init__(
         self,
-        bundle: str | Wav2Vec2ASRBundle,
+        bundle: Wav2Vec2ASRBundle,
         *,
         device: str = "cpu",
         nbest: int = 0,
         beam: int = 8,
         precision: Precision = "fp32",
     ) -> None:
-        if isinstance(bundle, str):
-            if bundle not in bundle_names():
-                raise ValueError(f"bundle: expected one of {', '.join(bundle_names())}; found {bundle!r}")
-            bundle = getattr(torchaudio.pipelines, bundle)
         model = bundle.get_model()
         self._normalise = hasattr(model, "normalize_waveform") and bool(model.normalize_waveform)
         self._model = (model.model if self._normalise else model).to(device).eval()

@@ -11,11 +11,13 @@ from asrkd.data.text import train_tokenizer
 from asrkd.models import package
 from asrkd.teachers.config import (
     HuggingFaceSpec,
+    OnnxSpec,
     PackageSpec,
     TorchaudioSpec,
     check_teacher,
     open_teacher,
     parse_teacher,
+    teacher_name,
 )
 from asrkd.teachers.ensemble import Ensemble
 from asrkd.teachers.package import PackageTeacher
@@ -62,6 +64,11 @@ def test_names_on_a_command_line(folder: Path) -> None:
     assert parse_teacher("exp/teacher") == PackageSpec(path=Path("exp/teacher"))
     assert parse_teacher("torchaudio:HUBERT_ASR_LARGE") == TorchaudioSpec(kind="torchaudio", bundle="HUBERT_ASR_LARGE")
     assert parse_teacher("huggingface:a/b") == HuggingFaceSpec(kind="huggingface", source="a/b")
+    assert parse_teacher("onnx:exp/m") == OnnxSpec(kind="onnx", path=Path("exp/m"))
+    for name in ("exp/teacher", "torchaudio:HUBERT_ASR_LARGE", "huggingface:a/b", "onnx:exp/m", "speechbrain:a/b"):
+        assert teacher_name(parse_teacher(name)) == name
+    with pytest.raises(OSError, match=r"contract\.json"):
+        open_teacher(parse_teacher("onnx:m"), workdir=folder)
     with pytest.raises(ValueError, match="found 'kaldi:x'"):
         parse_teacher("kaldi:x")
 

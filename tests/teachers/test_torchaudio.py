@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchaudio.pipelines import Wav2Vec2ASRBundle
 
-from asrkd.teachers.torchaudio_bundle import TorchaudioTeacher, bundle_names
+from asrkd.teachers.torchaudio_bundle import TorchaudioTeacher, bundle_names, torchaudio_teacher
 from asrkd.types import Frames, SpeechBatch
 
 CONVOLUTIONS = [(16, 10, 5), (16, 3, 2), (16, 3, 2), (16, 3, 2), (16, 3, 2), (16, 2, 2), (16, 2, 2)]
@@ -93,4 +93,4 @@ def test_short_audio_other_rates_and_identity(
 def test_unknown_bundles_are_refused_with_the_known_names() -> None:
     assert "WAV2VEC2_ASR_BASE_960H" in bundle_names() and "HUBERT_ASR_LARGE" in bundle_names()
     with pytest.raises(ValueError, match=r"WAV2VEC2_ASR_BASE_960H.*found 'WAV2VEC3'"):
-        TorchaudioTeacher("WAV2VEC3")
+        torchaudio_teacher("WAV2VEC3")
