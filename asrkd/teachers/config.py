@@ -111,8 +111,10 @@ def teacher_name(spec: Any) -> str:
         return " + ".join(map(teacher_name, spec.members))
     if isinstance(spec, PackageSpec):
         return str(spec.path)
-    name = {TorchaudioSpec: "bundle", OnnxSpec: "path"}.get(type(spec), "source")
-    return f"{spec.kind}:{getattr(spec, name)}"
+    for name in ("bundle", "path", "source"):
+        if hasattr(spec, name):
+            return f"{spec.kind}:{getattr(spec, name)}"
+    raise TypeError(f"expected a teacher's configuration, found {type(spec).__name__}")
 
 
 def check_teacher(config: Any) -> Any:

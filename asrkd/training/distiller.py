@@ -8,12 +8,13 @@ micro-batches and two processes with one each make the same gradient. All random
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import random
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from asrkd.data.augment import SpecAugment, add_noise
 from asrkd.decoding.ctc import greedy
+from asrkd.losses.diagnostics import Diagnostics, diagnose
 from asrkd.losses.inputs import LossInputs
 from asrkd.losses.objective import Objective, ObjectiveOutput
 from asrkd.models.base import Recogniser
@@ -51,6 +53,7 @@ class _Window:
     audio_s: float = 0.0
     started: float = 0.0
     waited_s: float = 0.0
+    seen: Diagnostics = field(default_factory=Diagnostics)
 
     @classmethod
     def new(cls) -> _Window:
@@ -92,7 +95,10 @@ class Distiller(sb.Brain):
         self.teacher = teacher
         self.total_steps = total_steps
         self.progress = progress
-        self.objective = Objective.from_config([dict(term) for term in recipe.losses], total_steps=total_steps)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)  # for the losses' own projections
+            self.objective = Objective.from_config([dict(term) for term in recipe.losses], total_steps=total_steps)
+        self._on_references = self.objective.on_references_alone()
         self.log = RunLog(folder)
         self.rate = learning_rate(self.settings.optimiser, total_steps)
         spec = recipe.augment.spec
@@ -104,8 +110,12 @@ class Distiller(sb.Brain):
         self.epochs_since_best = 0
         self.epoch_counter = sb.utils.epoch_loop.EpochCounter(self.settings.epochs)
         checkpointer = AtomicCheckpointer(folder / "checkpoints", {"model": model, "epochs": self.epoch_counter})
+        modules: dict[str, torch.nn.Module] = {"model": model}
+        if any(True for _ in self.objective.parameters()):
+            checkpointer.add_recoverable("objective", self.objective)
+            modules["objective"] = self.objective  # learned projections: over all ranks, as the model
         super().__init__(
-            modules={"model": model},
+            modules=modules,
             run_opts={
                 "device": device,
                 "precision": self.settings.precision,
@@ -164,7 +174,7 @@ class Distiller(sb.Brain):
             left_context_frames=self.settings.left_context_frames,
             want_hidden=tuple(sorted(n.split(":", 1)[1] for n in self.objective.needs if n.startswith("hidden:"))),
         )
-        return output, self._loss_inputs(batch, output, clean)
+        return output, self._loss_inputs(batch, output, clean, chunk)
 
     @property
     def _augmenting(self) -> bool:
@@ -175,7 +185,7 @@ class Distiller(sb.Brain):
             return features
         return self.spec_augment(features, ids, seed=(self.recipe.seed, self.optimizer_step, view))
 
-    def _loss_inputs(self, batch: SpeechBatch, output: ModelOutput, clean: Frames) -> LossInputs:
+    def _loss_inputs(self, batch: SpeechBatch, output: ModelOutput, clean: Frames, chunk: int | None) -> LossInputs:
         needs = self.objective.needs
         targets = batch.targets
         if targets is None and self.teacher is not None and self.modules.training:
@@ -196,7 +206,7 @@ class Distiller(sb.Brain):
             decoder_logits=decoder_logits,
             decode=self._decode_rows(output) if "decode" in needs else None,
             targets=targets,
-            other_view=self._other_view(needs, batch, clean),
+            other_view=self._other_view(needs, batch, clean, chunk) if self.modules.training else None,
         )
 
     def _decode_rows(self, output: ModelOutput) -> Any:
@@ -205,24 +215,46 @@ class Distiller(sb.Brain):
 
         return decode
 
-    def _other_view(self, needs: frozenset[str], batch: SpeechBatch, clean: Frames) -> Frames | None:
+    def _other_view(self, needs: frozenset[str], batch: SpeechBatch, clean: Frames, chunk: int | None) -> Frames | None:
         """A second pass of the same weights: full context (in-place dual mode), or other masks (CR-CTC)."""
         if "other_view.full_context" in needs:
             return self.modules.model(self._augment(clean, batch.ids, view=0), chunk_frames=0).ctc_logits
         if "other_view" in needs:
-            return self.modules.model(self._augment(clean, batch.ids, view=1)).ctc_logits
+            left = self.settings.left_context_frames
+            heard = self._augment(clean, batch.ids, view=1)
+            return self.modules.model(heard, chunk_frames=chunk, left_context_frames=left).ctc_logits
         return None
 
     def compute_objectives(self, predictions: Any, batch: SpeechBatch, stage: sb.Stage) -> Tensor:
         """The weighted sum of all terms over this micro-batch, by the global number of frames."""
-        _, inputs = predictions
-        objective = self.objective if stage == sb.Stage.TRAIN else self.objective.on_references_alone()
+        output, inputs = predictions
+        training = stage == sb.Stage.TRAIN
+        objective = getattr(self.modules, "objective", self.objective) if training else self._on_references
         result: ObjectiveOutput = objective(inputs, step=self.optimizer_step, normaliser=self._normaliser)
-        if stage == sb.Stage.TRAIN:
+        if training:
             for name, term in result.terms.items():
                 self._window.sums[name] += float(term.sum)
                 self._window.counts[name] += float(term.count)
+            if (self.optimizer_step + 1) % LOG_EVERY_STEPS == 0:
+                self._look_closer(inputs, output)
         return result.total
+
+    def _look_closer(self, inputs: LossInputs, output: ModelOutput) -> None:
+        """What costs too much for every step: agreement with the teacher and, on request, gradient shares of the terms."""
+        targets, logits = inputs.targets, output.ctc_logits
+        if targets is not None and targets.posteriors is not None:
+            self._window.seen += diagnose(
+                logits.values,
+                logits.lengths,
+                targets.posteriors,
+                blank_id=inputs.vocabulary.blank_id,
+                student_frame_shift_s=logits.frame_shift_s,
+            )
+        if self.settings.log_gradient_shares:
+            shares = self.objective.gradient_shares(inputs, step=self.optimizer_step, by=output.encoded.values)
+            for name, share in shares.items():
+                self._window.sums[f"gradient_share.{name}"] += share
+                self._window.counts[f"gradient_share.{name}"] += 1
 
     # One optimiser step -----------------------------------------------------------------------------------------------
 
@@ -276,10 +308,15 @@ class Distiller(sb.Brain):
                 "training.optimiser.peak_lr or precision: fp32"
             )
 
+    @property
+    def _trained(self) -> list[torch.nn.Parameter]:
+        everything = itertools.chain(self.model.parameters(), self.objective.parameters())
+        return [p for p in everything if p.requires_grad]
+
     def init_optimizers(self) -> None:
         """AdamW without decay on vectors (norms and biases); it joins the checkpoint."""
         settings = self.settings.optimiser
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        parameters = self._trained
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
@@ -291,7 +328,7 @@ class Distiller(sb.Brain):
     def optimizers_step(self) -> None:
         """Clip over all parameters together, then step at this step's rate."""
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._trained, self.settings.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.optimizer_step)
         self.scaler.step(self.optimizer)
@@ -311,6 +348,8 @@ class Distiller(sb.Brain):
         record: dict[str, Any] = {"kind": "train", "step": self.optimizer_step, "epoch": self.epoch_counter.current}
         record["lr"] = self.rate(self.optimizer_step - 1)
         record |= {name: window.sums[name] / max(1.0, window.counts[name]) for name in window.sums}
+        if window.seen.frames:
+            record |= window.seen.summary()
         record |= {"audio_s_per_s": window.audio_s / elapsed, "data_wait_share": window.waited_s / elapsed}
         self.log.write(record)
         self._window = _Window.new()

@@ -13,10 +13,20 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from asrkd.losses.objective import Objective, validate_terms
 from asrkd.models.package import MODELS
+from asrkd.teachers.config import EnsembleSpec, PackageSpec, TeacherSpec, parse_teacher
 
 
 class RecipeError(ValueError):
@@ -75,23 +85,19 @@ class AugmentConfig(_Strict):
     noise: NoiseConfig = NoiseConfig()
 
 
-class TeacherConfig(_Strict):
-    """Who teaches: a model package. ``live`` asks it at every step; otherwise its targets are stored once."""
-
-    package: Path
-    live: bool = False
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-
-
 class TargetsConfig(_Strict):
-    """What of the teacher is kept, and where."""
+    """What of the teacher is used, and where it is kept; ``live`` asks it anew at every step and keeps nothing."""
 
-    folder: Path
+    folder: Path | None = None
+    live: bool = False
+    codec: Literal["topk", "sampled"] = "topk"
     mass: float = Field(0.999, gt=0.0, lt=1.0)
     max_entries: int = Field(16, ge=1, le=255)
     bits: Literal[8, 16] = 8
+    samples: int = Field(32, ge=1, le=255)
     nbest: int = Field(4, ge=0)
     beam: PositiveInt = 8
+    case: Literal["keep", "upper", "lower"] = "keep"
     max_duration_s: PositiveFloat = 240.0
 
 
@@ -120,6 +126,7 @@ class TrainingConfig(_Strict):
     nonfinite_patience: int = Field(5, ge=0)
     checkpoint_every_steps: PositiveInt = 200
     init_from: Path | None = None
+    log_gradient_shares: bool = False
     compile: bool = False
 
 
@@ -136,10 +143,24 @@ class Recipe(_Strict):
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: dict[str, Any]
     losses: tuple[dict[str, Any], ...]
-    teacher: TeacherConfig | None = None
+    teacher: TeacherSpec | None = None
     targets: TargetsConfig | None = None
     augment: AugmentConfig = AugmentConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        """A teacher in one line: a package's folder, or ``KIND:NAME``."""
+        return parse_teacher(value) if isinstance(value, str) else value
+
+    @property
+    def teacher_packages(self) -> dict[str, Path]:
+        """The model packages among the teachers, by their place in the recipe."""
+        members = {"teacher": self.teacher}
+        if isinstance(self.teacher, EnsembleSpec):
+            members = {f"teacher.members.{i}": member for i, member in enumerate(self.teacher.members)}
+        return {f"{place}.path": spec.path for place, spec in members.items() if isinstance(spec, PackageSpec)}
 
     def path(self, relative: Path) -> Path:
         """``relative`` against ``workdir`` (absolute paths stay)."""
@@ -177,9 +198,20 @@ def _pair_problems(recipe: Recipe) -> list[str]:
     needs = Objective.from_config(list(recipe.losses), total_steps=1).needs
     of_teacher = sorted(n for n in needs if n.startswith("targets"))
     if of_teacher and recipe.teacher is None:
-        problems.append(f"teacher: expected a package, since losses need {', '.join(of_teacher)}; found none")
-    if recipe.teacher is not None and not recipe.teacher.live and recipe.targets is None:
-        problems.append("targets: expected a folder to store them in (or teacher.live: true); found none")
+        problems.append(f"teacher: expected one, since losses need {', '.join(of_teacher)}; found none")
+    settings = recipe.targets
+    if recipe.teacher is not None and (settings is None or not (settings.live or settings.folder)):
+        problems.append("targets: expected a folder to store them in, or live: true; found neither")
+    inner = [n for n in of_teacher if n.startswith(("targets.hidden:", "targets.decoder"))]
+    if inner and recipe.teacher is not None and not isinstance(recipe.teacher, PackageSpec):
+        problems.append(
+            f"teacher.kind: expected package, since losses need {', '.join(inner)}; found {recipe.teacher.kind}"
+        )
+    if needs & {"transducer_logits", "teacher_transducer_logits"}:
+        kind = recipe.model["kind"]
+        problems.append(f"losses: expected a transducer as model for losses on its joint network; found kind {kind}")
+    if "targets.decoder" in inner and settings is not None and not settings.live:
+        problems.append("targets.live: expected true, since the decoder's posteriors are not stored; found false")
     if "targets.nbest" in needs and recipe.targets is not None and recipe.targets.nbest == 0:
         problems.append("targets.nbest: expected at least 1, since losses need the N-best list; found 0")
     if recipe.data.unlabelled and not of_teacher:
@@ -334,8 +366,7 @@ def missing_files(recipe: Recipe) -> list[str]:
     wanted: list[tuple[str, Path]] = []
     for key in ("train", "valid", "unlabelled"):
         wanted += [(f"data.{key}.{i}", path) for i, path in enumerate(getattr(recipe.data, key))]
-    if recipe.teacher is not None:
-        wanted.append(("teacher.package", recipe.teacher.package))
+    wanted += recipe.teacher_packages.items()
     if recipe.tokenizer.package is not None:
         wanted.append(("tokenizer.package", recipe.tokenizer.package))
     if recipe.training.init_from is not None:

@@ -22,11 +22,16 @@ from lhotse import CutSet
 from asrkd.data.batching import AudioCache, BatchSource, load_batch, with_speeds
 from asrkd.data.files import write_atomically
 from asrkd.data.text import Tokenizer, train_tokenizer
+from asrkd.losses.objective import Objective
 from asrkd.models import package
 from asrkd.models.base import Recogniser
 from asrkd.targets.label import label
 from asrkd.targets.store import TargetsStore
-from asrkd.teachers.package import PackageTeacher
+from asrkd.teachers.base import Teacher
+from asrkd.teachers.config import PackageSpec, teacher_name
+from asrkd.teachers.config import open_teacher as open_spec
+from asrkd.teachers.fit import FittedStore, FittedTeacher
+from asrkd.teachers.vocabulary import Match
 from asrkd.training.checkpoints import average_of_best
 from asrkd.training.distiller import Distiller
 from asrkd.training.loader import GroupSampler, make_loader
@@ -93,7 +98,8 @@ def _train(recipe: Recipe, device: str, stage: Stage) -> None:
     cache = AudioCache(recipe.data.cache_mb * 2**20)
     torch.manual_seed(recipe.seed)
     model = make_model(recipe, tokenizer, train_cuts)
-    teacher, store = _teach(recipe, train_cuts + unlabelled if len(unlabelled) else train_cuts, device, stage)
+    everything = train_cuts + unlabelled if len(unlabelled) else train_cuts
+    teacher, store = _teach(recipe, model, everything, device, stage)
 
     def read(cuts: CutSet, with_targets: bool = True) -> SpeechBatch:
         return load_batch(
@@ -102,7 +108,7 @@ def _train(recipe: Recipe, device: str, stage: Stage) -> None:
 
     rank, ranks = sb.utils.distributed.get_rank() or 0, int(os.environ.get("WORLD_SIZE", "1"))
     source = BatchSource(
-        train_cuts + unlabelled if len(unlabelled) else train_cuts,
+        everything,
         max_duration_s=recipe.data.max_duration_s,
         seed=recipe.seed,
         buckets=recipe.data.buckets,
@@ -132,37 +138,59 @@ def _train(recipe: Recipe, device: str, stage: Stage) -> None:
         _save_package(recipe, distiller)
 
 
-def _teach(recipe: Recipe, cuts: CutSet, device: str, stage: Stage) -> tuple[Any, TargetsStore | None]:
-    """A live teacher, or a store with everything it said of the cuts."""
-    if recipe.teacher is None:
+def _teach(
+    recipe: Recipe, model: Recogniser, cuts: CutSet, device: str, stage: Stage
+) -> tuple[FittedTeacher | None, FittedStore | None]:
+    """A live teacher, or a store with everything it said of the cuts; either in the model's vocabulary."""
+    if recipe.teacher is None or recipe.targets is None:
         return None, None
-    if recipe.teacher.live:
-        want_nbest = recipe.targets.nbest if recipe.targets is not None else 0
-        return open_teacher(recipe, device, nbest=want_nbest), None
-    assert recipe.targets is not None  # held by Recipe's own check
-    return None, make_targets(recipe, cuts, device, stage)
+    fitted = (model.tokenizer, model.frame_shift_s, recipe.targets.case)
+    if recipe.targets.live:
+        teacher = FittedTeacher(open_teacher(recipe, device), *fitted)
+        _same_inner_vocabulary(recipe, teacher.found)
+        return teacher, None
+    store = FittedStore(make_targets(recipe, cuts, device, stage), *fitted)
+    _same_inner_vocabulary(recipe, store.found)
+    return None, store
 
 
-def open_teacher(recipe: Recipe, device: str, nbest: int) -> PackageTeacher:
-    """The recipe's teacher, loaded."""
-    assert recipe.teacher is not None
-    beam = recipe.targets.beam if recipe.targets is not None else 8
-    model = package.load(recipe.path(recipe.teacher.package))
-    return PackageTeacher(model, device=device, nbest=nbest, beam=beam, precision=recipe.teacher.precision)
+def _same_inner_vocabulary(recipe: Recipe, found: Match) -> None:
+    """Refuse at start what would fail at the first batch."""
+    assert recipe.targets is not None
+    if found.student_ids is None and not recipe.targets.nbest:
+        raise RecipeError(
+            "targets.nbest: expected at least 1, since the teacher's vocabulary is another than the student's and everything "
+            f"goes through text; found 0 ({found.reason})"
+        )
+
+
+def open_teacher(recipe: Recipe, device: str) -> Teacher:
+    """The recipe's teacher, loaded, asked for what the losses need."""
+    assert recipe.teacher is not None and recipe.targets is not None
+    needs = Objective.from_config([dict(term) for term in recipe.losses], total_steps=1).needs
+    spec = recipe.teacher
+    if isinstance(spec, PackageSpec):
+        layers = {need.split(":", 1)[1] for need in needs if need.startswith("targets.hidden:")}
+        hidden = tuple(sorted(layers | set(spec.hidden)))
+        spec = spec.model_copy(update={"hidden": hidden, "decoder": "targets.decoder" in needs})
+    return open_spec(spec, workdir=recipe.workdir, device=device, nbest=recipe.targets.nbest, beam=recipe.targets.beam)
 
 
 def make_targets(recipe: Recipe, cuts: CutSet, device: str, stage: Stage) -> TargetsStore:
     """Label what is not labelled yet and open the store."""
-    assert recipe.targets is not None
     settings = recipe.targets
+    if settings is None or settings.folder is None:
+        raise RecipeError("targets.folder: expected a folder to store targets in; found none")
     folder = recipe.path(settings.folder)
     label(
-        open_teacher(recipe, device, nbest=settings.nbest),
+        open_teacher(recipe, device),
         cuts,
         folder,
+        codec=settings.codec,
         mass=settings.mass,
         max_entries=settings.max_entries,
         bits=settings.bits,
+        samples=settings.samples,
         max_duration_s=settings.max_duration_s,
         progress=stage(f"label {settings.folder}"),
     )
@@ -256,7 +284,7 @@ def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         f"# {recipe.name}",
         "",
         f"A `{recipe.model['kind']}` trained with asrkd on {', '.join(str(p) for p in recipe.data.train)}"
-        + (f" under the teacher `{recipe.teacher.package}`." if recipe.teacher else "."),
+        + (f" under the teacher `{teacher_name(recipe.teacher)}`." if recipe.teacher else "."),
         "",
         f"- losses: {', '.join(str(term['loss']) for term in recipe.losses)}",
         f"- optimiser steps: {metrics['optimiser_steps']}, seed {recipe.seed}",
@@ -277,11 +305,10 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     inputs = {}
     for path in (*recipe.data.train, *recipe.data.valid, *recipe.data.unlabelled):
         inputs[str(path)] = hashlib.sha256(recipe.path(path).read_bytes()).hexdigest()
-    for key in ("teacher", "tokenizer"):
-        settings = getattr(recipe, key)
-        if settings is not None and settings.package is not None:
-            config = recipe.path(settings.package) / package.CONFIG
-            inputs[str(settings.package)] = hashlib.sha256(config.read_bytes()).hexdigest()
+    packages = [recipe.tokenizer.package, recipe.training.init_from, *recipe.teacher_packages.values()]
+    for folder in filter(None, packages):
+        config = recipe.path(folder) / package.CONFIG
+        inputs[str(folder)] = hashlib.sha256(config.read_bytes()).hexdigest()
     return {"identity": {"recipe": content, "inputs": inputs}}
 
 

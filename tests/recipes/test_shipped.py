@@ -34,7 +34,7 @@ def test_trains_a_few_steps(path: Path, prepared: Path, tmp_path: Path) -> None:
     """The recipe itself with a small model on a small corpus; its teacher, where it has one, is trained first."""
     recipe = load_recipe(path)
     if recipe.teacher is not None or recipe.tokenizer.package is not None:
-        named = recipe.teacher.package if recipe.teacher is not None else recipe.tokenizer.package
+        named = next(iter(recipe.teacher_packages.values()), recipe.tokenizer.package)
         assert named is not None
         teacher = next(p for p in RECIPES if load_recipe(p).output == named.parent and p.parent == path.parent)
         train(load_recipe(teacher, small(teacher, prepared, tmp_path)))

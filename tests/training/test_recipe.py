@@ -54,13 +54,13 @@ def test_every_problem_is_named_at_once_with_path_and_known_names(tmp_path: Path
 
 
 def test_a_loss_that_needs_a_teacher_is_refused_without_one(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"teacher: expected a package, since losses need targets\.posteriors"):
+    with pytest.raises(RecipeError, match=r"teacher: expected one, since losses need targets\.posteriors"):
         load_recipe(write(tmp_path, GOOD + "  - {loss: frame_kl}\n"))
 
 
 def test_a_stored_teacher_needs_a_place(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"targets: expected a folder"):
-        load_recipe(write(tmp_path, GOOD + "  - {loss: frame_kl}\nteacher: {package: teacher}\n"))
+        load_recipe(write(tmp_path, GOOD + "  - {loss: frame_kl}\nteacher: teacher\n"))
 
 
 def test_extends_merges_maps_and_replaces_lists(tmp_path: Path) -> None:
