@@ -36,12 +36,18 @@ class TorchaudioSpec(_Spec):
 
 
 class SpeechBrainSpec(_Spec):
-    """A SpeechBrain folder or hub id; ``trust_code`` because its ``hyperparams.yaml`` can run any code."""
+    """A SpeechBrain folder or hub id.
+
+    ``trust_code`` because its ``hyperparams.yaml`` can run any code; ``chunk_frames`` and ``left_context_chunks`` (``None``:
+    all) are for a ``StreamingASR``.
+    """
 
     kind: Literal["speechbrain"]
     source: str
     trust_code: bool = False
     savedir: Path | None = None
+    chunk_frames: int = Field(24, ge=1)
+    left_context_chunks: int | None = Field(8, ge=0)
 
 
 class HuggingFaceSpec(_Spec):
@@ -170,7 +176,14 @@ def open_teacher(spec: Any, *, workdir: Path = Path(), device: str = "cpu", nbes
     if isinstance(spec, SpeechBrainSpec):
         from asrkd.teachers.speechbrain_folder import speechbrain_teacher
 
-        return speechbrain_teacher(source, trust_code=spec.trust_code, savedir=spec.savedir, **search)
+        return speechbrain_teacher(
+            source,
+            trust_code=spec.trust_code,
+            savedir=spec.savedir,
+            chunk_frames=spec.chunk_frames,
+            left_context_chunks=spec.left_context_chunks,
+            **search,
+        )
     from asrkd.teachers.huggingface import huggingface_teacher
 
     options = {k: v for k, v in (("language", spec.language), ("task", spec.task)) if v is not None}

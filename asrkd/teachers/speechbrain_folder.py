@@ -1,4 +1,4 @@
-"""SpeechBrain's pretrained recognisers as teachers: ``EncoderASR``, ``EncoderDecoderASR`` and ``WhisperASR``.
+"""SpeechBrain's pretrained recognisers as teachers: ``EncoderASR``, ``EncoderDecoderASR``, ``WhisperASR``, ``StreamingASR``.
 
 A source is a local folder or a hub id, with SpeechBrain's own ``hyperparams.yaml`` and checkpoints. That file builds Python
 objects: reading one runs its author's code, so the caller has to say that the source is trusted.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ from asrkd.teachers.base import (
 )
 from asrkd.types import Frames, Hypothesis, NBest, SpeechBatch, TeacherTargets, Vocabulary
 
+if TYPE_CHECKING:
+    from asrkd.teachers.speechbrain_streaming import SpeechBrainStreamingTeacher
+
 
 def speechbrain_teacher(
     source: str,
@@ -40,8 +43,10 @@ def speechbrain_teacher(
     nbest: int = 0,
     beam: int = 8,
     precision: Precision = "fp32",
-) -> SpeechBrainCtcTeacher | SpeechBrainDecoderTeacher:
-    """Load a pretrained recogniser and make a teacher of it, whichever of the three interfaces it is for.
+    chunk_frames: int = 24,
+    left_context_chunks: int | None = 8,
+) -> SpeechBrainCtcTeacher | SpeechBrainDecoderTeacher | SpeechBrainStreamingTeacher:
+    """Load a pretrained recogniser and make a teacher of it, whichever of the four interfaces it is for.
 
     Args:
         source: Local folder or hub id.
@@ -51,6 +56,8 @@ def speechbrain_teacher(
         nbest: Hypotheses of each utterance; 0: none.
         beam: Beam width of a CTC search; a decoder keeps the width that its file says, which must be at least ``nbest``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
+        chunk_frames: Of a ``StreamingASR``, see :class:`SpeechBrainStreamingTeacher`.
+        left_context_chunks: Likewise.
 
     Raises:
         ValueError: If the source is not trusted, is for no known interface, or its beam is too narrow.
@@ -62,11 +69,13 @@ def speechbrain_teacher(
         )
     if Path(source).exists() and not (Path(source) / "hyperparams.yaml").is_file():
         raise ValueError(f"{source}: expected hyperparams.yaml in a SpeechBrain folder; found none")
-    from speechbrain.inference.ASR import EncoderASR, EncoderDecoderASR, WhisperASR
+    from speechbrain.inference.ASR import EncoderASR, EncoderDecoderASR, StreamingASR, WhisperASR
     from speechbrain.inference.interfaces import pretrained_from_hparams
 
+    from asrkd.teachers.speechbrain_streaming import SpeechBrainStreamingTeacher
+
     problems = []
-    for interface in (EncoderASR, EncoderDecoderASR, WhisperASR):
+    for interface in (StreamingASR, EncoderASR, EncoderDecoderASR, WhisperASR):  # the one with most settings first
         try:
             model = pretrained_from_hparams(
                 interface, source, savedir=savedir, run_opts={"device": device}, freeze_params=True
@@ -76,6 +85,9 @@ def speechbrain_teacher(
             continue
         if interface is EncoderASR:
             return SpeechBrainCtcTeacher(model, device=device, nbest=nbest, beam=beam, precision=precision)
+        if interface is StreamingASR:
+            chunks = {"chunk_frames": chunk_frames, "left_context_chunks": left_context_chunks}
+            return SpeechBrainStreamingTeacher(model, device=device, nbest=nbest, precision=precision, **chunks)
         return SpeechBrainDecoderTeacher(model, device=device, nbest=nbest, precision=precision)
     raise ValueError(f"{source}: fits none of SpeechBrain's interfaces: {'; '.join(problems)}")
 
@@ -92,11 +104,11 @@ class SpeechBrainCtcTeacher(CtcTeacher):
         self, model: Any, *, device: str = "cpu", nbest: int = 0, beam: int = 8, precision: Precision = "fp32"
     ) -> None:
         self._model = model.eval()
-        rate = _sample_rate_hz(model)
+        rate = sample_rate_hz(model)
         self._device = device
         shift_s = measured_frame_shift_s(lambda audio: self._encode(audio.to(device)).shape[1], rate)
         vocab_size = self._encode(torch.zeros(1, rate, device=device)).shape[2]
-        vocabulary = Vocabulary(_tokens(model.tokenizer, vocab_size), _blank_id(model.hparams, vocab_size))
+        vocabulary = Vocabulary(tokens_of(model.tokenizer, vocab_size), blank_id(model.hparams, vocab_size))
         super().__init__(
             vocabulary, rate, shift_s, model.mods, device=device, nbest=nbest, beam=beam, precision=precision
         )
@@ -138,7 +150,7 @@ class SpeechBrainDecoderTeacher:
         self.device = device
         self.nbest = nbest
         self.precision = precision
-        self.sample_rate_hz = _sample_rate_hz(model)
+        self.sample_rate_hz = sample_rate_hz(model)
         self._ctc = getattr(model.mods, "ctc_lin", None) or getattr(model.hparams, "ctc_lin", None)
         if self._ctc is None and nbest == 0:
             raise ValueError("nbest: expected at least 1 of a teacher without a CTC layer, found 0")
@@ -150,7 +162,7 @@ class SpeechBrainDecoderTeacher:
                 lambda audio: self._encode(audio.to(device)).shape[1], self.sample_rate_hz
             )
             vocab_size = self._posteriors(self._encode(torch.zeros(1, self.sample_rate_hz, device=device))).shape[2]
-            self.vocabulary = Vocabulary(_tokens(model.tokenizer, vocab_size), _blank_id(model.hparams, vocab_size))
+            self.vocabulary = Vocabulary(tokens_of(model.tokenizer, vocab_size), blank_id(model.hparams, vocab_size))
         options = {"nbest": nbest, "beam": width, "precision": precision}
         heard_by = nn.ModuleList([model.mods, self._ctc] if self._ctc is not None else [model.mods])
         self.identity = teacher_identity(type(model).__name__, heard_by, self.vocabulary, options)
@@ -202,11 +214,13 @@ class SpeechBrainDecoderTeacher:
         return _decoded(self._model.tokenizer, tokens)
 
 
-def _sample_rate_hz(model: Any) -> int:
+def sample_rate_hz(model: Any) -> int:
+    """Of the audio that a loaded SpeechBrain interface takes."""
     return int(getattr(model.hparams, "sample_rate", model.audio_normalizer.sample_rate))
 
 
-def _blank_id(hparams: Any, vocab_size: int) -> int:
+def blank_id(hparams: Any, vocab_size: int) -> int:
+    """Id of the CTC blank as a SpeechBrain folder's settings say it."""
     search = getattr(hparams, "decoding_function", None)
     blank = getattr(hparams, "blank_index", 0)
     if isinstance(search, functools.partial):
@@ -214,7 +228,7 @@ def _blank_id(hparams: Any, vocab_size: int) -> int:
     return int(blank) % vocab_size  # SpeechBrain counts -1 from the end
 
 
-def _tokens(tokenizer: Any, vocab_size: int) -> tuple[str, ...]:
+def tokens_of(tokenizer: Any, vocab_size: int) -> tuple[str, ...]:
     """Token strings by id; ids that the tokenizer does not know get a name of their own."""
     if hasattr(tokenizer, "id_to_piece"):
         known = {i: tokenizer.id_to_piece(i) for i in range(min(vocab_size, tokenizer.get_piece_size()))}
