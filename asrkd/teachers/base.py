@@ -59,6 +59,7 @@ class CtcTeacher(ABC):
         nbest: Hypotheses of each utterance; 0: none.
         beam: Beam width, at least ``nbest``.
         precision: ``fp32``, or ``bf16``/``fp16`` for matrix products.
+        hidden: Names of the hidden layers that it gives.
 
     Raises:
         ValueError: If ``beam`` is smaller than ``nbest``.
@@ -75,6 +76,7 @@ class CtcTeacher(ABC):
         nbest: int = 0,
         beam: int = 8,
         precision: Precision = "fp32",
+        hidden: tuple[str, ...] = (),
     ) -> None:
         check_search(nbest, beam)
         self.vocabulary = vocabulary
@@ -84,22 +86,24 @@ class CtcTeacher(ABC):
         self.nbest = nbest
         self.beam = beam
         self.precision = precision
-        options = {"nbest": nbest, "beam": beam if nbest else 0, "precision": precision}
+        options = {"nbest": nbest, "beam": beam if nbest else 0, "precision": precision, **named(hidden)}
         self.identity = teacher_identity(type(self).__name__, weights, vocabulary, options)
 
     @torch.no_grad()
     def __call__(self, batch: SpeechBatch) -> TeacherTargets:
-        """Log-probabilities ``(B, T, V)`` and, where asked for, N-best lists."""
+        """Log-probabilities ``(B, T, V)`` and, where asked for, N-best lists and hidden states."""
         audio, lengths = at_rate(batch, self.sample_rate_hz)
         with autocast(self.device, self.precision):
-            logits, frames = self._hear(audio.to(self.device), lengths.to(self.device))
+            logits, frames, states = self._hear(audio.to(self.device), lengths.to(self.device))
         posteriors = Frames(logits.float().log_softmax(-1), frames.long(), self.frame_shift_s)
+        hidden = {name: Frames(values.float(), frames.long(), self.frame_shift_s) for name, values in states.items()}
         nbest = ctc_nbest(posteriors, self.vocabulary, self._text, self.nbest, self.beam) if self.nbest else None
-        return TeacherTargets(self.vocabulary, posteriors, nbest)
+        return TeacherTargets(self.vocabulary, posteriors, nbest, hidden)
 
     @abstractmethod
-    def _hear(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Audio ``(B, S)`` and samples ``(B,)`` to scores ``(B, T, V)`` (or log-probabilities) and frames ``(B,)``."""
+    def _hear(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Audio ``(B, S)`` and samples ``(B,)`` to scores ``(B, T, V)`` (or log-probabilities), frames ``(B,)`` and the hidden
+        states that were asked for, each ``(B, T, D)``."""
 
     @abstractmethod
     def _text(self, tokens: Sequence[int]) -> str:
@@ -129,6 +133,11 @@ def teacher_identity(kind: str, weights: nn.Module | str, vocabulary: Vocabulary
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def named(hidden: tuple[str, ...]) -> dict[str, Any]:
+    """Hidden layers as one of the options that an identity is made of; nothing where there are none."""
+    return {"hidden": hidden} if hidden else {}
 
 
 def at_rate(batch: SpeechBatch, sample_rate_hz: int) -> tuple[Tensor, Tensor]:

@@ -39,15 +39,16 @@ def _transformers() -> Any:
 class HuggingFaceCtcTeacher(CtcTeacher):
     """``AutoModelForCTC``: wav2vec 2.0, HuBERT, WavLM, Parakeet-CTC and whatever the installed transformers has.
 
-    Audio is prepared by the model's own feature extractor. Where that gives an attention mask (layer-norm wav2vec 2.0), a
-    batch is heard at once; else utterances are heard one by one, since padding would change what such a model says.
+    Audio is prepared by the model's own feature extractor. Where that gives an attention mask (layer-norm wav2vec 2.0,
+    Parakeet), a batch is heard at once; else utterances are heard one by one, since padding would change what such a model says.
 
     Args:
         source: Local folder or hub id.
         device: See :class:`CtcTeacher`, as all further arguments.
+        hidden: Layers to give, ``"layer.0"`` the output of the encoder's first block.
 
     Raises:
-        ValueError: If transformers is not installed.
+        ValueError: If transformers is not installed, or the encoder has no such layer.
         OSError: If the source is not there.
     """
 
@@ -59,6 +60,7 @@ class HuggingFaceCtcTeacher(CtcTeacher):
         nbest: int = 0,
         beam: int = 8,
         precision: Precision = "fp32",
+        hidden: tuple[str, ...] = (),
     ) -> None:
         hf = _transformers()
         self._model = hf.AutoModelForCTC.from_pretrained(source).to(device).eval()
@@ -66,11 +68,16 @@ class HuggingFaceCtcTeacher(CtcTeacher):
         self._tokenizer = hf.AutoTokenizer.from_pretrained(source)
         self._rate = int(self._extractor.sampling_rate)
         self._device = device
-        self._at_once = bool(getattr(self._extractor, "return_attention_mask", False)) and hasattr(
-            self._model, "_get_feat_extract_output_lengths"
+        self._by_mask = hasattr(self._model, "_get_output_attention_mask")  # models on features rather than samples
+        self._at_once = self._by_mask or (
+            bool(getattr(self._extractor, "return_attention_mask", False))
+            and hasattr(self._model, "_get_feat_extract_output_lengths")
         )
+        self._layers = _layer_numbers(hidden, self._model.config)
         ratio = getattr(self._model.config, "inputs_to_logits_ratio", None)
-        shift_s = ratio / self._rate if ratio else measured_frame_shift_s(lambda a: len(self._alone(a[0])), self._rate)
+        shift_s = (
+            ratio / self._rate if ratio else measured_frame_shift_s(lambda a: len(self._alone(a[0])[0]), self._rate)
+        )
         vocabulary = Vocabulary(_tokens(self._tokenizer, self._model.config.vocab_size), _blank_id(self._model.config))
         super().__init__(
             vocabulary,
@@ -81,26 +88,44 @@ class HuggingFaceCtcTeacher(CtcTeacher):
             nbest=nbest,
             beam=beam,
             precision=precision,
+            hidden=hidden,
         )
 
-    def _hear(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def _hear(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         rows = [audio[row, :samples] for row, samples in enumerate(lengths.tolist())]
         if not self._at_once:
-            return stack([self._alone(row) for row in rows])
+            heard = [self._alone(row) for row in rows]
+            states = {name: stack([one[name] for _, one in heard])[0] for name in self._layers}
+            return *stack([scores for scores, _ in heard]), states
         inputs = self._extractor(
             [row.cpu().numpy() for row in rows], sampling_rate=self._rate, padding=True, return_tensors="pt"
         )
-        scores = self._model(**inputs.to(self._device)).logits
-        return scores, self._model._get_feat_extract_output_lengths(lengths)
+        output = self._model(**inputs.to(self._device), output_hidden_states=bool(self._layers))
+        frames = (
+            self._model._get_feat_extract_output_lengths(lengths) if not self._by_mask else self._count(inputs, output)
+        )
+        return output.logits, frames, self._states(output)
 
     @torch.no_grad()
-    def _alone(self, samples: Tensor) -> Tensor:
+    def _alone(self, samples: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scores ``(T, V)`` and hidden states, each ``(T, D)``."""
         inputs = self._extractor(samples.cpu().numpy(), sampling_rate=self._rate, return_tensors="pt")
-        return self._model(**inputs.to(self._device)).logits[0]
+        output = self._model(**inputs.to(self._device), output_hidden_states=bool(self._layers))
+        frames = int(self._count(inputs, output)[0]) if self._by_mask else output.logits.shape[1]
+        return output.logits[0, :frames], {name: values[0, :frames] for name, values in self._states(output).items()}
+
+    def _count(self, inputs: Any, output: Any) -> Tensor:
+        """Valid frames ``(B,)`` by the mask of the features, as the model's own ``generate`` counts them."""
+        mask = self._model._get_output_attention_mask(inputs["attention_mask"], target_length=output.logits.shape[1])
+        return mask.sum(-1)
+
+    def _states(self, output: Any) -> dict[str, Tensor]:
+        return {name: output.hidden_states[number + 1] for name, number in self._layers.items()}
 
     def _text(self, tokens: Sequence[int]) -> str:
         # Repetitions were merged and blanks left out by the search: what is left must not be merged again.
-        pieces = self._tokenizer.convert_ids_to_tokens(list(tokens))
+        marks = set(self._tokenizer.all_special_ids)
+        pieces = self._tokenizer.convert_ids_to_tokens([token for token in tokens if token not in marks])
         if hasattr(self._tokenizer, "word_delimiter_token"):
             return " ".join("".join(pieces).replace(self._tokenizer.word_delimiter_token, " ").split())
         return str(self._tokenizer.convert_tokens_to_string(pieces)).strip()
@@ -241,6 +266,15 @@ def huggingface_teacher(source: str, **options: Any) -> HuggingFaceCtcTeacher | 
     if config.model_type in ctc:
         return HuggingFaceCtcTeacher(source, **options)
     return HuggingFaceSeq2SeqTeacher(source, **options)
+
+
+def _layer_numbers(hidden: Sequence[str], config: Any) -> dict[str, int]:
+    """Layers by name; hidden states of transformers begin with what goes into the first block."""
+    count = int(getattr(config, "encoder_config", config).num_hidden_layers)
+    known = [f"layer.{number}" for number in range(count)]
+    if unknown := [name for name in hidden if name not in known]:
+        raise ValueError(f"hidden: expected {known[0]} to {known[-1]}, found {unknown[0]!r}")
+    return {name: known.index(name) for name in hidden}
 
 
 def _tokens(tokenizer: Any, vocab_size: int) -> tuple[str, ...]:

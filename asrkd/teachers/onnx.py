@@ -208,15 +208,15 @@ class OnnxTeacher(CtcTeacher):
             raise ValueError(f"{path}: input_lengths: expected a model that takes {' or '.join(kinds)}; found {found}")
         return {contract.input_lengths: kinds[found]}
 
-    def _hear(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def _hear(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         audio, lengths = audio.cpu(), lengths.cpu()
         if self._at_once:
-            return self._run(*self._prepared(audio, lengths))
+            return *self._run(*self._prepared(audio, lengths)), {}
         rows = []
         for row, samples in enumerate(lengths.tolist()):
             scores, frames = self._run(*self._prepared(audio[row : row + 1, :samples], lengths[row : row + 1]))
             rows.append(scores[0, : int(frames[0])])
-        return stack(rows)
+        return *stack(rows), {}
 
     def _prepared(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """What the model is fed ``(B, S)`` or ``(B, T, F)``, zero beyond the lengths, and these."""

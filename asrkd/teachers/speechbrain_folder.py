@@ -86,8 +86,14 @@ def speechbrain_teacher(
         if interface is EncoderASR:
             return SpeechBrainCtcTeacher(model, device=device, nbest=nbest, beam=beam, precision=precision)
         if interface is StreamingASR:
-            chunks = {"chunk_frames": chunk_frames, "left_context_chunks": left_context_chunks}
-            return SpeechBrainStreamingTeacher(model, device=device, nbest=nbest, precision=precision, **chunks)
+            return SpeechBrainStreamingTeacher(
+                model,
+                device=device,
+                nbest=nbest,
+                precision=precision,
+                chunk_frames=chunk_frames,
+                left_context_chunks=left_context_chunks,
+            )
         return SpeechBrainDecoderTeacher(model, device=device, nbest=nbest, precision=precision)
     raise ValueError(f"{source}: fits none of SpeechBrain's interfaces: {'; '.join(problems)}")
 
@@ -117,8 +123,9 @@ class SpeechBrainCtcTeacher(CtcTeacher):
     def _encode(self, audio: Tensor) -> Tensor:
         return self._model.encode_batch(audio, torch.ones(1, device=audio.device))
 
-    def _hear(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return stack([self._encode(audio[row : row + 1, :n])[0] for row, n in enumerate(lengths.tolist())])
+    def _hear(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        rows = [self._encode(audio[row : row + 1, :n])[0] for row, n in enumerate(lengths.tolist())]
+        return *stack(rows), {}
 
     def _text(self, tokens: Sequence[int]) -> str:
         return _decoded(self._model.tokenizer, tokens)

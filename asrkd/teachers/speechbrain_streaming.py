@@ -92,7 +92,7 @@ class SpeechBrainStreamingTeacher:
         size = self._model.get_chunk_size_frames(self._config)
         context = self._model.make_streaming_context(self._config)
         tail = self._model.hparams.fea_streaming_extractor.get_recommended_final_chunk_count(size)
-        chunks = [*samples.split(size), *[torch.zeros(size)] * tail]
+        chunks = [*torch.split(samples, size), *[torch.zeros(size)] * tail]
         tokens: list[int] = []
         rows = []
         for chunk in chunks:

@@ -88,13 +88,13 @@ class TorchaudioTeacher(CtcTeacher):
         for _, kernel, step in reversed(layers):
             self._min_samples = (self._min_samples - 1) * step + kernel
 
-    def _hear(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def _hear(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         rows = [self._prepared(audio[row, :length]) for row, length in enumerate(lengths.tolist())]
         if self._alone:
-            return stack([self._model(row[None])[0][0] for row in rows])
+            return *stack([self._model(row[None])[0][0] for row in rows]), {}
         padded, samples = stack([row[:, None] for row in rows])
         scores, frames = self._model(padded.squeeze(2), samples)
-        return scores, frames
+        return scores, frames, {}
 
     def _prepared(self, samples: Tensor) -> Tensor:
         if self._normalise:

@@ -34,10 +34,60 @@ def small_ctc(folder: Path, kind: str, norm: str) -> None:
     transformers.Wav2Vec2FeatureExtractor(return_attention_mask=norm == "layer").save_pretrained(folder)
 
 
+def small_parakeet(folder: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers.models.parakeet.tokenization_parakeet import ParakeetTokenizer
+
+    pieces = ("<unk>", "▁", "a", "b", "c", "▁a", "<pad>")
+    pieces_by_id = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, [("▁", "a")], unk_token="<unk>"))
+    pieces_by_id.pre_tokenizer, pieces_by_id.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    ParakeetTokenizer(tokenizer_object=pieces_by_id, unk_token="<unk>", pad_token="<pad>").save_pretrained(folder)
+    encoder = transformers.ParakeetEncoderConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, subsampling_conv_channels=8
+    )
+    torch.manual_seed(0)
+    config = transformers.ParakeetCTCConfig(vocab_size=len(pieces), pad_token_id=6, encoder_config=encoder)
+    model = transformers.ParakeetForCTC(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "ctc_head" in name or "subsampling" in name:
+                weight.mul_(10)
+    model.save_pretrained(folder)
+    transformers.ParakeetFeatureExtractor().save_pretrained(folder)
+
+
+@pytest.mark.skipif(not hasattr(transformers, "ParakeetForCTC"), reason="this transformers has no Parakeet-CTC")
+def test_parakeet_equals_transformers_own(batch: SpeechBatch, tmp_path: Path) -> None:
+    small_parakeet(tmp_path)
+    teacher = huggingface_teacher(str(tmp_path), nbest=1, hidden=("layer.0", "layer.1"))
+    assert isinstance(teacher, HuggingFaceCtcTeacher)
+    assert teacher.vocabulary.tokens[5:] == ("▁a", "<pad>") and teacher.vocabulary.blank_id == 6
+    assert teacher.frame_shift_s == 0.08
+    targets = teacher(batch)
+    model = transformers.AutoModelForCTC.from_pretrained(tmp_path).eval()
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert isinstance(targets.posteriors, Frames) and targets.nbest is not None
+    for row, samples in enumerate(batch.audio_lengths.tolist()):
+        inputs = extractor(batch.audio[row, :samples].numpy(), sampling_rate=16000, return_tensors="pt")
+        own = model.generate(**inputs, return_dict_in_generate=True, output_hidden_states=True)
+        count = int(targets.posteriors.lengths[row])
+        assert count == -(-(samples // 160) // 8)
+        found = targets.posteriors.values[row, :count]
+        torch.testing.assert_close(found, own.logits[0, :count].log_softmax(-1), atol=1e-3, rtol=1e-3)
+        assert found.std() > 0.1
+        assert targets.nbest[row][0].text == tokenizer.decode(own.sequences[0], skip_special_tokens=True).strip()
+        for layer in (0, 1):
+            states = targets.hidden[f"layer.{layer}"].values[row, :count]
+            torch.testing.assert_close(states, own.hidden_states[layer + 1][0, :count], atol=1e-3, rtol=1e-3)
+    with pytest.raises(ValueError, match=r"hidden: expected layer\.0 to layer\.1, found 'layer\.2'"):
+        huggingface_teacher(str(tmp_path), hidden=("layer.2",))
+
+
 @pytest.mark.parametrize(("kind", "norm"), [("Wav2Vec2", "group"), ("Wav2Vec2", "layer"), ("Hubert", "layer")])
 def test_ctc_log_probs_equal_transformers_own(batch: SpeechBatch, tmp_path: Path, kind: str, norm: str) -> None:
     small_ctc(tmp_path, kind, norm)
-    teacher = huggingface_teacher(str(tmp_path), nbest=2, beam=4)
+    teacher = huggingface_teacher(str(tmp_path), nbest=2, beam=4, hidden=("layer.1",))
     assert isinstance(teacher, HuggingFaceCtcTeacher)
     assert teacher.vocabulary.tokens == tuple(CHARACTERS) and teacher.vocabulary.blank_id == 0
     assert teacher.frame_shift_s == 0.02
@@ -48,7 +98,10 @@ def test_ctc_log_probs_equal_transformers_own(batch: SpeechBatch, tmp_path: Path
     for row, samples in enumerate(batch.audio_lengths.tolist()):
         inputs = extractor(batch.audio[row, :samples].numpy(), sampling_rate=16000, return_tensors="pt")
         with torch.inference_mode():
-            expected = model(**inputs).logits[0].log_softmax(-1)
+            own = model(**inputs, output_hidden_states=True)
+        expected = own.logits[0].log_softmax(-1)
+        states = targets.hidden["layer.1"].values[row, : len(expected)]
+        torch.testing.assert_close(states, own.hidden_states[2][0], atol=1e-3, rtol=1e-3)
         assert targets.posteriors.lengths[row] == len(expected)
         torch.testing.assert_close(targets.posteriors.values[row, : len(expected)], expected, atol=1e-3, rtol=1e-3)
         assert all("|" not in h.text and "<pad>" not in h.text for h in targets.nbest[row])
