@@ -33,12 +33,13 @@ def _register() -> None:
     from asrkd.cli.label import label
     from asrkd.cli.losses import losses
     from asrkd.cli.prepare import prepare
+    from asrkd.cli.run import run
     from asrkd.cli.train import train
     from asrkd.cli.transcribe import transcribe
 
     app.command()(demo)
     app.add_typer(prepare, name="prepare")
-    for verb in (train, label, inspect, evaluate, compare, transcribe, losses):
+    for verb in (run, train, label, inspect, evaluate, compare, transcribe, losses):
         app.command()(verb)
     app.command("filter")(filter_labels)
 

@@ -2,7 +2,8 @@
 
 A recipe names the data, the model, the loss terms and the schedule of one training; it builds no objects and runs no code.
 ``extends: other.yaml`` takes everything from another recipe first (paths relative to the file that says it). All relative paths
-inside ``data``, ``teacher``, ``targets``, ``output`` and so on are resolved against ``workdir``.
+inside ``data``, ``teacher``, ``targets``, ``output`` and so on are resolved against ``workdir``. The sections ``prepare``,
+``teacher_recipes``, ``evaluate`` and ``export`` say what comes before and after the training; ``asrkd run`` reads them.
 """
 
 from __future__ import annotations
@@ -10,127 +11,32 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from asrkd.losses.objective import Objective, validate_terms
 from asrkd.models.package import MODELS
 from asrkd.teachers.config import EnsembleSpec, PackageSpec, TeacherSpec, parse_teacher
+from asrkd.training.sections import (
+    AugmentConfig,
+    DataConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PrepareConfig,
+    Strict,
+    TargetsConfig,
+    TokenizerConfig,
+    TrainingConfig,
+)
 
 
 class RecipeError(ValueError):
     """A recipe that cannot be run; the message lists every problem, one a line."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class TokenizerConfig(_Strict):
-    """How text becomes labels. ``package`` takes the tokenizer of an existing model package (a student its teacher's)."""
-
-    kind: Literal["char", "sentencepiece"] = "sentencepiece"
-    size: PositiveInt | None = None
-    package: Path | None = None
-
-
-class DataConfig(_Strict):
-    """Which cuts are heard, in what batches."""
-
-    train: tuple[Path, ...]
-    valid: tuple[Path, ...] = ()
-    unlabelled: tuple[Path, ...] = ()
-    max_duration_s: PositiveFloat = 120.0
-    min_utterance_s: float = Field(0.1, ge=0.0)
-    max_utterance_s: PositiveFloat = 30.0
-    buckets: PositiveInt = 10
-    speeds: tuple[PositiveFloat, ...] = (1.0,)
-    workers: int = Field(0, ge=0)
-    cache_mb: int = Field(1024, ge=0)
-
-
-class SpecAugmentConfig(_Strict):
-    """Masks on the student's features (Park 2019)."""
-
-    time_masks: int = Field(2, ge=0)
-    max_time_frames: int = Field(40, ge=0)
-    max_time_share: float = Field(0.2, ge=0.0, le=1.0)
-    freq_masks: int = Field(2, ge=0)
-    max_freq_bins: int = Field(20, ge=0)
-
-
-class NoiseConfig(_Strict):
-    """Coloured noise added to the student's audio at an SNR drawn uniformly; ``probability`` 0 turns it off."""
-
-    probability: float = Field(0.0, ge=0.0, le=1.0)
-    snr_db: tuple[float, float] = (5.0, 30.0)
-
-
-class AugmentConfig(_Strict):
-    """What the student hears beyond the audio; nothing of it before optimiser step ``start_step``."""
-
-    start_step: int = Field(0, ge=0)
-    spec: SpecAugmentConfig | None = SpecAugmentConfig()
-    noise: NoiseConfig = NoiseConfig()
-
-
-class TargetsConfig(_Strict):
-    """What of the teacher is used, and where it is kept; ``live`` asks it anew at every step and keeps nothing."""
-
-    folder: Path | None = None
-    live: bool = False
-    codec: Literal["topk", "sampled"] = "topk"
-    mass: float = Field(0.999, gt=0.0, lt=1.0)
-    max_entries: int = Field(16, ge=1, le=255)
-    bits: Literal[8, 16] = 8
-    samples: int = Field(32, ge=1, le=255)
-    nbest: int = Field(4, ge=0)
-    beam: PositiveInt = 8
-    case: Literal["keep", "upper", "lower"] = "keep"
-    max_duration_s: PositiveFloat = 240.0
-
-
-class OptimiserConfig(_Strict):
-    """AdamW and its schedule: linear warm-up, then cosine, linear or constant."""
-
-    peak_lr: PositiveFloat = 1e-3
-    warmup_steps: int = Field(500, ge=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    final_share: float = Field(0.01, ge=0.0, le=1.0)
-    weight_decay: float = Field(1e-2, ge=0.0)
-    betas: tuple[float, float] = (0.9, 0.98)
-
-
-class TrainingConfig(_Strict):
-    epochs: PositiveInt = 10
-    max_steps: PositiveInt | None = None
-    optimiser: OptimiserConfig = OptimiserConfig()
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    accumulate: PositiveInt = 1
-    clip_norm: PositiveFloat = 5.0
-    chunk_frames: tuple[int, ...] = ()
-    left_context_frames: PositiveInt | None = None
-    average: PositiveInt = 3
-    early_stop_epochs: PositiveInt | None = None
-    nonfinite_patience: int = Field(5, ge=0)
-    checkpoint_every_steps: PositiveInt = 200
-    init_from: Path | None = None
-    log_gradient_shares: bool = False
-    compile: bool = False
-
-
-class Recipe(_Strict):
+class Recipe(Strict):
     """One training, whole. See the module's docstring for paths and ``extends``."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
@@ -147,6 +53,10 @@ class Recipe(_Strict):
     targets: TargetsConfig | None = None
     augment: AugmentConfig = AugmentConfig()
     training: TrainingConfig = TrainingConfig()
+    prepare: PrepareConfig | None = None
+    teacher_recipes: tuple[Path, ...] = ()
+    evaluate: EvaluateConfig | None = None
+    export: ExportConfig | None = None
 
     @field_validator("teacher", mode="before")
     @classmethod
@@ -277,6 +187,8 @@ def _read_chain(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise RecipeError(f"{path}: expected plain YAML; {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected a mapping of keys; found {type(content).__name__}")
+    if isinstance(content.get("teacher_recipes"), list):
+        content["teacher_recipes"] = [str(path.parent / str(other)) for other in content["teacher_recipes"]]
     parent = content.pop("extends", None)
     if parent is None:
         return content

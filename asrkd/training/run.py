@@ -301,7 +301,14 @@ def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
 def _identity(recipe: Recipe) -> dict[str, Any]:
     """What must be the same for a run to be continued or skipped: the recipe but for its place, and its inputs' content."""
     content = resolved(recipe)
-    content.pop("workdir")
+    for key in (
+        "workdir",
+        "prepare",
+        "teacher_recipes",
+        "evaluate",
+        "export",
+    ):  # where it lies; what comes before and after
+        content.pop(key)
     inputs = {}
     for path in (*recipe.data.train, *recipe.data.valid, *recipe.data.unlabelled):
         inputs[str(path)] = hashlib.sha256(recipe.path(path).read_bytes()).hexdigest()

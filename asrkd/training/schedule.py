@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from asrkd.training.recipe import OptimiserConfig
+from asrkd.training.sections import OptimiserConfig
 
 
 def learning_rate(config: OptimiserConfig, total_steps: int) -> Callable[[int], float]:
