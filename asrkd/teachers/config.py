@@ -51,12 +51,18 @@ class SpeechBrainSpec(_Spec):
 
 
 class HuggingFaceSpec(_Spec):
-    """A Hugging Face folder or hub id; language and task are for multilingual Whisper."""
+    """A Hugging Face folder or hub id.
+
+    ``hidden``: layers of a CTC model whose states are wanted; ``language`` and ``task`` are for multilingual Whisper, ``decoder``
+    for any encoder-decoder: token ids, confidences and the decoder's posteriors.
+    """
 
     kind: Literal["huggingface"]
     source: str
     language: str | None = None
     task: Literal["transcribe", "translate"] | None = None
+    hidden: tuple[str, ...] = ()
+    decoder: bool = False
 
 
 class OnnxSpec(BaseModel):
@@ -186,5 +192,5 @@ def open_teacher(spec: Any, *, workdir: Path = Path(), device: str = "cpu", nbes
         )
     from asrkd.teachers.huggingface import huggingface_teacher
 
-    options = {k: v for k, v in (("language", spec.language), ("task", spec.task)) if v is not None}
+    options = {key: value for key in ("language", "task", "hidden", "decoder") if (value := getattr(spec, key))}
     return huggingface_teacher(source, **search, **options)

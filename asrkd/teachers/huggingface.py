@@ -25,7 +25,7 @@ from asrkd.teachers.base import (
     stack,
     teacher_identity,
 )
-from asrkd.types import Hypothesis, NBest, SpeechBatch, TeacherTargets, Vocabulary
+from asrkd.types import Frames, Hypothesis, SpeechBatch, TeacherTargets, Vocabulary
 
 
 def _transformers() -> Any:
@@ -78,7 +78,9 @@ class HuggingFaceCtcTeacher(CtcTeacher):
         shift_s = (
             ratio / self._rate if ratio else measured_frame_shift_s(lambda a: len(self._alone(a[0])[0]), self._rate)
         )
-        vocabulary = Vocabulary(_tokens(self._tokenizer, self._model.config.vocab_size), _blank_id(self._model.config))
+        vocabulary = Vocabulary(
+            tokens_of(self._tokenizer, self._model.config.vocab_size), _blank_id(self._model.config)
+        )
         super().__init__(
             vocabulary,
             self._rate,
@@ -137,6 +139,9 @@ class HuggingFaceSeq2SeqTeacher:
     The score of a hypothesis is the total log-probability of its tokens and end under the decoder; lists are in its order.
     Audio beyond what the model's feature extractor takes (30 s for Whisper) is refused: cut it first.
 
+    With ``decoder`` hypotheses have token ids and confidences too, and the decoder's posteriors over its own tokens come along,
+    forced on the best hypothesis. The vocabulary is then the model's with a blank behind it that never has any mass.
+
     Args:
         source: Local folder or hub id.
         device: Where it runs.
@@ -145,6 +150,7 @@ class HuggingFaceSeq2SeqTeacher:
         precision: ``fp32``, ``bf16`` or ``fp16``.
         language: Code such as ``en``, for a multilingual Whisper; ``None`` lets it find out.
         task: ``transcribe`` or ``translate``, for a multilingual Whisper.
+        decoder: Also give token ids, confidences and the decoder's posteriors.
 
     Raises:
         ValueError: If transformers is not installed or ``nbest`` is not within 1 to ``beam``.
@@ -161,6 +167,7 @@ class HuggingFaceSeq2SeqTeacher:
         precision: Precision = "fp32",
         language: str | None = None,
         task: str = "transcribe",
+        decoder: bool = False,
     ) -> None:
         if nbest < 1:
             raise ValueError(f"nbest: expected at least 1 of a teacher that gives text alone, found {nbest}")
@@ -173,33 +180,27 @@ class HuggingFaceSeq2SeqTeacher:
         self.nbest = nbest
         self.beam = beam
         self.precision = precision
+        self.decoder = decoder
         self.vocabulary = TEXT_ONLY
+        if decoder:
+            size = int(self._model.config.vocab_size)
+            self.vocabulary = Vocabulary((*tokens_of(self._tokenizer, size), "<blank>"), size)
         self.sample_rate_hz = int(self._extractor.sampling_rate)
         self.frame_shift_s = 0.0
         self.language = language
         self.task = task
         options = {"nbest": nbest, "beam": beam, "precision": precision, "language": language, "task": task}
-        self.identity = teacher_identity(type(self._model).__name__, self._model, TEXT_ONLY, options)
+        options |= {"decoder": True} if decoder else {}
+        self.identity = teacher_identity(type(self._model).__name__, self._model, self.vocabulary, options)
 
     @torch.no_grad()
     def __call__(self, batch: SpeechBatch) -> TeacherTargets:
-        """N-best lists without token ids.
+        """N-best lists, and the decoder's posteriors where asked for.
 
         Raises:
             ValueError: If an utterance is longer than the model hears.
         """
-        audio, lengths = at_rate(batch, self.sample_rate_hz)
-        limit = getattr(self._extractor, "n_samples", None)
-        rows = [audio[row, :samples].cpu().numpy() for row, samples in enumerate(lengths.tolist())]
-        for utterance, row in zip(batch.ids, rows, strict=True):
-            if limit is not None and len(row) > limit:
-                raise ValueError(
-                    f"utterance {utterance}: expected at most {limit / self.sample_rate_hz:g} s for this teacher, "
-                    f"found {len(row) / self.sample_rate_hz:.1f} s"
-                )
-        inputs = self._extractor(
-            rows, sampling_rate=self.sample_rate_hz, return_tensors="pt", return_attention_mask=True
-        ).to(self.device)
+        inputs = self._features(batch)
         with autocast(self.device, self.precision):
             heard = inputs[self._model.main_input_name]
             prompt = self._prompt(heard)
@@ -211,13 +212,46 @@ class HuggingFaceSeq2SeqTeacher:
                 num_return_sequences=self.nbest,
                 **({} if prompt is None else {"decoder_input_ids": prompt}),
             )
-            totals = self._totals(heard, sequences, 1 if prompt is None else prompt.shape[1])
+            said, log_probs = self._forced(heard, sequences, 1 if prompt is None else prompt.shape[1])
+        steps = log_probs.gather(2, said[:, :, None]).squeeze(2)
+        ends = said == self._model.generation_config.eos_token_id
+        after = ends.cumsum(1) - ends.long() > 0  # what stands behind the first end is padding
+        totals = steps.masked_fill(after, 0.0).sum(1)
+        counts = (~ends & ~after).sum(1)
         texts = self._tokenizer.batch_decode(sequences, skip_special_tokens=True)
-        flat = [Hypothesis((), text.strip(), total) for text, total in zip(texts, totals, strict=True)]
-        lists: list[NBest] = []
-        for place in range(0, len(flat), self.nbest):
-            lists.append(tuple(sorted(flat[place : place + self.nbest], key=lambda h: -h.score)))
-        return TeacherTargets(TEXT_ONLY, None, tuple(lists))
+        flat = [
+            self._hypothesis(text, total, tokens[:count], step[:count])
+            for text, total, tokens, step, count in zip(
+                texts, totals.tolist(), said, steps, counts.tolist(), strict=True
+            )
+        ]
+        order = totals.view(-1, self.nbest).argsort(1, descending=True)
+        places = order + self.nbest * torch.arange(len(order), device=order.device)[:, None]
+        lists = tuple(tuple(flat[place] for place in row) for row in places.tolist())
+        if not self.decoder:
+            return TeacherTargets(TEXT_ONLY, None, lists)
+        best = places[:, 0]
+        decoder, forced = _decoder_targets(said[best], log_probs[best], counts[best])
+        return TeacherTargets(self.vocabulary, None, lists, decoder=decoder, decoder_tokens=forced)
+
+    def _features(self, batch: SpeechBatch) -> Any:
+        audio, lengths = at_rate(batch, self.sample_rate_hz)
+        limit = getattr(self._extractor, "n_samples", None)
+        rows = [audio[row, :samples].cpu().numpy() for row, samples in enumerate(lengths.tolist())]
+        for utterance, row in zip(batch.ids, rows, strict=True):
+            if limit is not None and len(row) > limit:
+                raise ValueError(
+                    f"utterance {utterance}: expected at most {limit / self.sample_rate_hz:g} s for this teacher, "
+                    f"found {len(row) / self.sample_rate_hz:.1f} s"
+                )
+        return self._extractor(
+            rows, sampling_rate=self.sample_rate_hz, return_tensors="pt", return_attention_mask=True
+        ).to(self.device)
+
+    def _hypothesis(self, text: str, total: float, tokens: Tensor, steps: Tensor) -> Hypothesis:
+        if not self.decoder:
+            return Hypothesis((), text.strip(), total)
+        return Hypothesis(tuple(tokens.tolist()), text.strip(), total, None, tuple(steps.exp().tolist()))
 
     def _prompt(self, heard: Tensor) -> Tensor | None:
         """Whisper's marks of language, task and no timestamps ``(B, P)``; ``None`` for other architectures."""
@@ -241,16 +275,14 @@ class HuggingFaceSeq2SeqTeacher:
             raise ValueError(f"language: expected one of {names}; found {self.language!r}")
         return torch.full((len(heard),), known[f"<|{self.language}|>"], device=heard.device)
 
-    def _totals(self, heard: Tensor, sequences: Tensor, prompt_tokens: int) -> list[float]:
-        """The decoder forced on each sequence; what ``generate`` reports are means that differ between versions."""
+    def _forced(self, heard: Tensor, sequences: Tensor, prompt_tokens: int) -> tuple[Tensor, Tensor]:
+        """What was said ``(B·N, U)`` and the decoder's log-probabilities ``(B·N, U, V)`` forced on it.
+
+        What ``generate`` reports are means that differ between versions.
+        """
         encoded = self._model.get_encoder()(heard)[0].repeat_interleave(self.nbest, 0)
         logits = self._model(encoder_outputs=(encoded,), decoder_input_ids=sequences[:, :-1]).logits
-        said = sequences[:, prompt_tokens:]
-        log_probs = logits[:, prompt_tokens - 1 :].float().log_softmax(-1)
-        steps = log_probs.gather(2, said[:, :, None]).squeeze(2)
-        ends = said == self._model.generation_config.eos_token_id
-        after = ends.cumsum(1) - ends.long() > 0  # what stands behind the first end is padding
-        return steps.masked_fill(after, 0.0).sum(1).tolist()
+        return sequences[:, prompt_tokens:], logits[:, prompt_tokens - 1 :].float().log_softmax(-1)
 
 
 def huggingface_teacher(source: str, **options: Any) -> HuggingFaceCtcTeacher | HuggingFaceSeq2SeqTeacher:
@@ -263,9 +295,29 @@ def huggingface_teacher(source: str, **options: Any) -> HuggingFaceCtcTeacher | 
     hf = _transformers()
     config = hf.AutoConfig.from_pretrained(source)
     ctc = hf.models.auto.modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES
+    wrong, kind = ({"language", "task", "decoder"}, "CTC") if config.model_type in ctc else ({"hidden"}, "text alone")
+    if unknown := sorted(wrong & set(options)):
+        raise ValueError(f"{source}: {unknown[0]}: not of a model that gives {kind} ({config.model_type})")
     if config.model_type in ctc:
         return HuggingFaceCtcTeacher(source, **options)
     return HuggingFaceSeq2SeqTeacher(source, **options)
+
+
+def _decoder_targets(said: Tensor, log_probs: Tensor, counts: Tensor) -> tuple[Frames, tuple[Tensor, Tensor]]:
+    """Posteriors ``(B, U+1, V+1)``, a blank behind the tokens, and the labels they were forced on.
+
+    Args:
+        said: ``(B, L)`` tokens, an end and padding among them.
+        log_probs: ``(B, L, V)`` of each.
+        counts: ``(B,)`` tokens before the end.
+    """
+    # A hypothesis that was cut off has no end to predict: the last row predicts its last label then.
+    lengths = counts.clamp(max=said.shape[1] - 1)
+    most = int(lengths.max())
+    blank = log_probs.new_full((len(said), most + 1, 1), -torch.inf)
+    values = torch.cat((log_probs[:, : most + 1], blank), 2)
+    labels = said[:, :most].masked_fill(torch.arange(most, device=said.device) >= lengths[:, None], 0)
+    return Frames(values, lengths + 1, 0.0), (labels, lengths)
 
 
 def _layer_numbers(hidden: Sequence[str], config: Any) -> dict[str, int]:
@@ -277,7 +329,8 @@ def _layer_numbers(hidden: Sequence[str], config: Any) -> dict[str, int]:
     return {name: known.index(name) for name in hidden}
 
 
-def _tokens(tokenizer: Any, vocab_size: int) -> tuple[str, ...]:
+def tokens_of(tokenizer: Any, vocab_size: int) -> tuple[str, ...]:
+    """Token strings by id; ids that the tokenizer does not know get a name of their own."""
     names: list[str] = []
     for i, name in enumerate(tokenizer.convert_ids_to_tokens(list(range(vocab_size)))):
         names.append(f"<{i}>" if name is None or name in names else str(name))

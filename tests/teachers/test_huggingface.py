@@ -137,6 +137,39 @@ def test_whisper_lists_equal_transformers_own(batch: SpeechBatch, whisper_folder
     assert len({round(targets.nbest[row][0].score, 2) for row in range(3)}) == 3  # it does hear the audio
 
 
+@pytest.mark.parametrize("max_length", [14, 8])
+def test_whisper_decoder_posteriors_equal_transformers_own(
+    batch: SpeechBatch, whisper_folder: Path, max_length: int
+) -> None:
+    teacher = huggingface_teacher(str(whisper_folder), nbest=2, beam=3, language="de", decoder=True)
+    assert isinstance(teacher, HuggingFaceSeq2SeqTeacher)
+    teacher._model.generation_config.max_length = max_length  # the shorter one cuts hypotheses off
+    plain = huggingface_teacher(str(whisper_folder), nbest=2, beam=3, language="de")
+    assert teacher.identity != plain.identity
+    targets = teacher(batch)
+    model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(whisper_folder).eval()
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(whisper_folder)
+    ids = transformers.AutoTokenizer.from_pretrained(whisper_folder).get_vocab()
+    assert targets.nbest is not None and targets.decoder is not None and targets.decoder_tokens is not None
+    assert targets.vocabulary.tokens[ids["b"]] == "b" and targets.vocabulary.blank_id == model.config.vocab_size
+    prompt = [ids[mark] for mark in ("<|startoftranscript|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>")]
+    for row, samples in enumerate(batch.audio_lengths.tolist()):
+        inputs: Any = extractor(batch.audio[row, :samples].numpy(), sampling_rate=16000, return_tensors="pt")
+        best, labels = targets.nbest[row][0], int(targets.decoder_tokens[1][row])
+        said = targets.decoder_tokens[0][row, :labels].tolist()
+        assert said == list(best.tokens[:labels]) and labels >= len(best.tokens) - 1
+        with torch.inference_mode():
+            own = model(inputs.input_features, decoder_input_ids=torch.tensor([prompt + said])).logits
+        expected = own[0, len(prompt) - 1 :].log_softmax(-1)
+        assert int(targets.decoder.lengths[row]) == labels + 1 == len(expected)
+        found = targets.decoder.values[row, : labels + 1]
+        torch.testing.assert_close(found[:, :-1], expected, atol=1e-3, rtol=1e-3)
+        assert bool((found[:, -1] == -torch.inf).all())
+        assert best.confidences is not None and len(best.confidences) == len(best.tokens)
+        sure = [float(expected[place, token].exp()) for place, token in enumerate(best.tokens)]
+        assert best.confidences == pytest.approx(sure, abs=1e-3)
+
+
 def test_what_cannot_be_is_refused(batch: SpeechBatch, whisper_folder: Path) -> None:
     with pytest.raises(ValueError, match="nbest: expected at least 1"):
         HuggingFaceSeq2SeqTeacher(str(whisper_folder), nbest=0)
@@ -145,5 +178,7 @@ def test_what_cannot_be_is_refused(batch: SpeechBatch, whisper_folder: Path) -> 
         HuggingFaceSeq2SeqTeacher(str(whisper_folder))(long)
     with pytest.raises(ValueError, match="language: expected one of de, en; found 'xx'"):
         HuggingFaceSeq2SeqTeacher(str(whisper_folder), language="xx")(batch)
+    with pytest.raises(ValueError, match="hidden: not of a model that gives text alone"):
+        huggingface_teacher(str(whisper_folder), hidden=("layer.0",))
     with pytest.raises(OSError, match="nowhere"):
         huggingface_teacher(str(whisper_folder / "nowhere"))
