@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,13 +23,20 @@ from numpy.typing import NDArray
 from asrkd.data.batching import load_batch
 from asrkd.data.files import write_atomically
 from asrkd.targets.codec import SampledCodec, TopKCodec, make_codec
+from asrkd.targets.hidden import (
+    HiddenCodec,
+    Layer,
+    Quantisers,
+    fit_quantisers,
+    pack_hidden,
+    read_quantisers,
+    some_states,
+)
 from asrkd.targets.store import (
     HEADER,
     SCHEMA_VERSION,
     Entry,
-    Layer,
     TargetsError,
-    pack_hidden,
     pack_nbest,
     read_header,
     read_shard,
@@ -61,6 +69,7 @@ def label(
     max_entries: int = 16,
     bits: int = 8,
     samples: int = 32,
+    hidden: HiddenCodec | None = None,
     max_duration_s: float = 240.0,
     shard_utterances: int = 256,
     progress: Progress = lambda done, total, text: None,
@@ -71,6 +80,9 @@ def label(
     missing shards are dealt out to the ranks, which wait for each other at the end; what a lost rank did not make is dealt
     out again by the next start. Speed views (``…_sp0.9``) are cuts of their own.
 
+    Where hidden states are kept as codes, the first rank fits the quantisers to what the teacher says of some of the cuts before
+    anything is labelled, and keeps them in the folder.
+
     Args:
         teacher: Who is asked.
         cuts: What it hears.
@@ -80,6 +92,7 @@ def label(
         max_entries: Of :class:`TopKCodec`.
         bits: Of :class:`TopKCodec`.
         samples: Of :class:`SampledCodec`.
+        hidden: How the teacher's hidden states are kept, if it gives any; ``None``: as float16.
         max_duration_s: Longest batch, padding counted.
         shard_utterances: Utterances in a shard.
         progress: Called with utterances done, their total, and speed and size.
@@ -95,9 +108,17 @@ def label(
     shards = [ids[i : i + shard_utterances] for i in range(0, len(ids), shard_utterances)]
     options = {"mass": mass, "max_entries": max_entries, "bits": bits} if codec == "topk" else {"samples": samples}
     made = make_codec({"kind": codec, **options}, len(teacher.vocabulary), teacher.vocabulary.blank_id)
-    header = _header(teacher, made, shards)
+    hidden = hidden or HiddenCodec()
+    header = _header(teacher, made, hidden, shards)
+
+    def prepare() -> list[int]:
+        _claim(folder, header)
+        quantisers = _fitted(teacher, by_id, folder, hidden, max_duration_s, progress) if hidden.kind == "mvq" else None
+        return _missing(folder, shards, by_id, quantisers)
+
     with _ranks() as (rank, ranks, group):
-        missing = _agreed(lambda: _missing(folder, header, shards, by_id), rank, group)
+        missing = _agreed(prepare, rank, group)
+        quantisers = read_quantisers(folder) if hidden.kind == "mvq" else None
         done = sum(len(shards[n]) for n in range(len(shards)) if n not in set(missing))
         progress(done, len(ids), "")
         speed = _Speed()
@@ -106,7 +127,7 @@ def label(
             layers: dict[str, Layer] = {}
             for batch_cuts in _batches([by_id[i] for i in shards[number]], max_duration_s):
                 batch = load_batch(batch_cuts, None, sample_rate_hz=teacher.sample_rate_hz)
-                some, layers = _entries(batch_cuts, teacher(batch), made)
+                some, layers = _entries(batch_cuts, teacher(batch), made, quantisers)
                 entries |= some
                 speed.add(batch, entries)
                 progress(done + len(entries), len(ids), speed.text())
@@ -205,7 +226,7 @@ def audio_identity(cut: Cut) -> str:
 
 
 def _header(
-    teacher: LabellingTeacher, codec: TopKCodec | SampledCodec, shards: Sequence[Sequence[str]]
+    teacher: LabellingTeacher, codec: TopKCodec | SampledCodec, hidden: HiddenCodec, shards: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
@@ -217,6 +238,7 @@ def _header(
         "codec": codec.options(),
         "declared_error": codec.declared_error(),
         "shards": [hashlib.sha256("\n".join(ids).encode()).hexdigest() for ids in shards],
+        **({"hidden": asdict(hidden)} if hidden.kind == "mvq" else {}),
     }
 
 
@@ -227,7 +249,8 @@ def _claim(folder: Path, header: dict[str, Any]) -> None:
         return
     found = read_header(folder)
     names = {"shards": "utterances", "tokens": "vocabulary"}
-    differing = [names.get(key, key) for key in header if found.get(key) != header[key] and key != "declared_error"]
+    keys = {**header, **found}
+    differing = [names.get(key, key) for key in keys if found.get(key) != header.get(key) and key != "declared_error"]
     if differing:
         verb = "differs" if len(differing) == 1 and differing != ["utterances"] else "differ"
         raise TargetsError(
@@ -235,21 +258,55 @@ def _claim(folder: Path, header: dict[str, Any]) -> None:
         )
 
 
-def _missing(folder: Path, header: dict[str, Any], shards: Sequence[Sequence[str]], by_id: dict[str, Cut]) -> list[int]:
+def _fitted(
+    teacher: LabellingTeacher,
+    by_id: dict[str, Cut],
+    folder: Path,
+    codec: HiddenCodec,
+    max_duration_s: float,
+    progress: Progress,
+) -> Quantisers:
+    """The folder's quantisers, fitted now where there are none."""
+    found = read_quantisers(folder)
+    if found is not None:
+        return found
+    progress(0, len(by_id), "fitting quantisers")
+    some = sorted(by_id.values(), key=lambda cut: hashlib.sha256(cut.id.encode()).digest())  # from all over the corpus
+    groups = [group for at in range(0, len(some), 64) for group in _batches(some[at : at + 64], max_duration_s)]
+
+    def hear(number: int) -> Mapping[str, Frames]:
+        return teacher(load_batch(groups[number], None, sample_rate_hz=teacher.sample_rate_hz)).hidden
+
+    states = some_states(hear, len(groups), codec.fit_states)
+    if not states:
+        raise TargetsError("hidden.kind: expected a teacher with hidden states to make mvq codes of; it gives none")
+    try:
+        fit_quantisers(folder, states, codec)
+    except ValueError as error:
+        raise TargetsError(str(error)) from None
+    made = read_quantisers(folder)
+    assert made is not None
+    return made
+
+
+def _missing(
+    folder: Path, shards: Sequence[Sequence[str]], by_id: dict[str, Cut], quantisers: Quantisers | None
+) -> list[int]:
     """Numbers of the shards that have to be made.
 
     Raises:
-        TargetsError: If the folder holds other targets, or an utterance's audio is not what was heard.
+        TargetsError: If an utterance's audio is not what was heard.
     """
-    _claim(folder, header)
+    expected = {"" if quantisers is None else quantisers.identity}
     missing = []
     for number, ids in enumerate(shards):
         try:
-            places = read_shard(folder, number).places
+            shard = read_shard(folder, number)
         except TargetsError:
             missing.append(number)
             continue
-        if list(places) != list(ids):
+        places = shard.places
+        if list(places) != list(ids) or {layer.quantiser for layer in shard.layers.values()} - expected:
             missing.append(number)
             continue
         for utterance in ids:
@@ -273,7 +330,7 @@ def _batches(cuts: Sequence[Cut], max_duration_s: float) -> Iterator[list[Cut]]:
 
 
 def _entries(
-    cuts: Sequence[Cut], targets: TeacherTargets, codec: TopKCodec | SampledCodec
+    cuts: Sequence[Cut], targets: TeacherTargets, codec: TopKCodec | SampledCodec, quantisers: Quantisers | None
 ) -> tuple[dict[str, Entry], dict[str, Layer]]:
     """Entries of a batch, and what its hidden layers are."""
     posteriors = targets.posteriors
@@ -282,8 +339,18 @@ def _entries(
     if posteriors is None and targets.nbest is None and not targets.hidden:
         raise TargetsError("targets: expected posteriors, N-best lists or hidden states; the teacher gives none")
     log_probs, lengths = (None, []) if posteriors is None else (_cpu(posteriors.values), posteriors.lengths.tolist())
-    hidden = [(_cpu(frames.values), frames.lengths.tolist()) for frames in targets.hidden.values()]
-    layers = {n: Layer(f.values.shape[2], f.frame_shift_s) for n, f in targets.hidden.items()}
+    if quantisers is not None and set(targets.hidden) != set(quantisers.layers):
+        raise TargetsError(f"targets: expected hidden states of {', '.join(quantisers.layers)}")
+    layers: dict[str, Layer] = {}
+    hidden: list[list[bytes]] = []
+    for name, frames in targets.hidden.items():
+        rows = [values[:count] for values, count in zip(frames.values, frames.lengths.tolist(), strict=True)]
+        if quantisers is None:
+            layers[name] = Layer(frames.values.shape[2], frames.frame_shift_s)
+            hidden.append([pack_hidden(_cpu(states)) for states in rows])
+        else:
+            layers[name] = Layer(len(quantisers.layers[name].codebooks), frames.frame_shift_s, quantisers.identity)
+            hidden.append([quantisers.encode(name, states).tobytes() for states in rows])
     entries = {}
     for row, cut in enumerate(cuts):
         entries[cut.id] = Entry(
@@ -292,7 +359,7 @@ def _entries(
             audio_identity(cut),
             cut.duration,
             b"" if targets.nbest is None else pack_nbest(targets.nbest[row]),
-            tuple(pack_hidden(values[row, : frames[row]]) for values, frames in hidden),
+            tuple(states[row] for states in hidden),
         )
     return entries, layers
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from asrkd.data.files import write_atomically
 from asrkd.targets.codec import make_codec
-from asrkd.targets.store import SCHEMA_VERSION, Entry, Layer, TargetsError, TargetsStore, decode_entries
+from asrkd.targets.hidden import Layer
+from asrkd.targets.store import SCHEMA_VERSION, Entry, TargetsError, TargetsStore, decode_entries
 from asrkd.types import TeacherTargets, Vocabulary
 
 FIELD = "targets"

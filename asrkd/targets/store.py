@@ -3,6 +3,7 @@
     header.json        schema, teacher, vocabulary, frame shift, audio rate, codec, what each shard holds
     shard-00000.bin    for each utterance its posteriors, N-best list and hidden states, one after another
     shard-00000.json   SHA-256 of the .bin; hidden layers; for each utterance its place, sizes, frames, audio identity
+    quantisers.safetensors   where hidden states are kept as codes: what they stand for
 
 A shard is whole or not there: the .bin is written before the .json that names its checksum, each under another name first.
 """
@@ -21,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from asrkd.data.files import write_atomically
 from asrkd.targets.codec import SampledCodec, TopKCodec, make_codec
+from asrkd.targets.hidden import Layer, Quantisers, padded_hidden, read_quantisers
 from asrkd.types import Frames, Hypothesis, NBest, TeacherTargets, TopK, Vocabulary
 
 SCHEMA_VERSION = 2
@@ -37,14 +38,6 @@ class TargetsError(ValueError):
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A hidden layer as stored. Args: its units, and seconds from one frame to the next."""
-
-    size: int
-    frame_shift_s: float
-
-
-@dataclass(frozen=True)
 class Entry:
     """One utterance of a shard, as bytes.
 
@@ -54,7 +47,7 @@ class Entry:
         audio: Identity of the audio that was heard.
         duration_s: Of that audio.
         nbest: By :func:`pack_nbest`; empty where the teacher gives none.
-        hidden: float16 ``(T, D)`` of each hidden layer.
+        hidden: Of each hidden layer float16 ``(T, D)``, or codes ``(T, C)`` of one byte.
     """
 
     posteriors: bytes
@@ -216,7 +209,16 @@ class TargetsStore:
             shard = read_shard(self.folder, number)
             self._places |= shard.places
             self._blobs.append(shard.blob)
-            self.layers = shard.layers  # the same in all: one teacher made them
+            if number and shard.layers != self.layers:
+                raise TargetsError(
+                    f"{self.folder / shard_name(number)}.json: other hidden layers than before; {_AGAIN}"
+                )
+            self.layers = shard.layers
+        self.quantisers: Quantisers | None = None
+        if wanted := {layer.quantiser for layer in self.layers.values()} - {""}:
+            self.quantisers = read_quantisers(self.folder)
+            if self.quantisers is None or {self.quantisers.identity} != wanted:
+                raise TargetsError(f"{self.folder}: the quantisers are not those that made the codes; {_AGAIN}")
 
     def __reduce__(self) -> tuple[type[TargetsStore], tuple[Path]]:
         return TargetsStore, (self.folder,)  # a worker that is spawned opens it again
@@ -299,7 +301,7 @@ def decode_entries(
         posteriors = _padded_topk(decoded, len(vocabulary), frame_shift_s)
     nbest = tuple(unpack_nbest(e.nbest) for e in entries) if all(e.nbest for e in entries) else None
     hidden = {
-        name: _padded_hidden([entry.hidden[place] for entry in entries], layer)
+        name: padded_hidden([entry.hidden[place] for entry in entries], layer)
         for place, (name, layer) in enumerate(layers.items())
     }
     return TeacherTargets(vocabulary, posteriors, nbest, hidden)
@@ -318,22 +320,6 @@ def _padded_topk(decoded: Sequence[Any], vocab_size: int, frame_shift_s: float) 
     lengths = torch.tensor([len(one) for one, _, _ in decoded], dtype=torch.int64)
     return TopK(
         torch.from_numpy(ids), torch.from_numpy(log_probs), torch.from_numpy(tail), lengths, frame_shift_s, vocab_size
-    )
-
-
-def pack_hidden(values: NDArray[np.float32]) -> bytes:
-    """Hidden states ``(T, D)`` as float16; what is beyond its range becomes its largest value."""
-    limit = np.finfo(np.float16).max
-    return np.clip(values, -limit, limit).astype("<f2").tobytes()
-
-
-def _padded_hidden(packed: Sequence[bytes], layer: Layer) -> Frames:
-    arrays = [np.frombuffer(one, "<f2").reshape(-1, layer.size) for one in packed]
-    values = np.zeros((len(arrays), max((len(a) for a in arrays), default=0), layer.size), np.float32)
-    for row, array in enumerate(arrays):
-        values[row, : len(array)] = array
-    return Frames(
-        torch.from_numpy(values), torch.tensor([len(a) for a in arrays], dtype=torch.int64), layer.frame_shift_s
     )
 
 
