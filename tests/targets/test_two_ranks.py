@@ -15,6 +15,7 @@ RANK = """
 import sys, time
 import torch
 from asrkd.data.corpora import load_cuts
+from asrkd.targets.hidden import HiddenCodec
 from asrkd.targets.label import label
 from asrkd.types import Frames, TeacherTargets, Vocabulary
 
@@ -26,23 +27,25 @@ class Teacher:
         time.sleep(float(sys.argv[3]))
         lengths = batch.audio_lengths // 640
         frames = batch.audio[:, : int(lengths.max()) * 640].reshape(len(batch.ids), -1, 640)[:, :, :3]
-        return TeacherTargets(self.vocabulary, Frames(frames.mul(20).log_softmax(-1), lengths, 0.04))
+        hidden = {"layer.0": Frames(frames, lengths, 0.04)} if sys.argv[4] == "mvq" else {}
+        return TeacherTargets(self.vocabulary, Frames(frames.mul(20).log_softmax(-1), lengths, 0.04), hidden=hidden)
 
+hidden = HiddenCodec(sys.argv[4], num_codebooks=2, codebook_size=16, fit_states=200)
 try:
-    label(Teacher(), load_cuts(sys.argv[1], "train"), sys.argv[2], shard_utterances=3, max_duration_s=60)
+    label(Teacher(), load_cuts(sys.argv[1], "train"), sys.argv[2], hidden=hidden, shard_utterances=3, max_duration_s=60)
 except ValueError as error:
     sys.exit(str(error))
 """
 
 
-def start(corpus: Path, folder: Path, ranks: int, pause_s: float) -> list[subprocess.Popen[str]]:
+def start(corpus: Path, folder: Path, ranks: int, pause_s: float, hidden: str = "fp16") -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, str(corpus), str(folder), str(pause_s)],
+            [sys.executable, "-c", RANK, str(corpus), str(folder), str(pause_s), hidden],
             env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -80,3 +83,13 @@ def test_a_killed_rank_loses_only_its_shard(prepared: Path, tmp_path: Path) -> N
     after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "together").glob("shard-*.json")}
     assert made_before and all(after[name] == stamp for name, stamp in made_before.items())
     assert len(TargetsStore(tmp_path / "together")) > 10
+
+
+def test_one_rank_fits_quantisers_for_all(prepared: Path, tmp_path: Path) -> None:
+    for ranks, name in ((1, "alone"), (2, "together")):
+        for process in start(prepared, tmp_path / name, ranks, 0.0, "mvq"):
+            _, problem = process.communicate(timeout=120)
+            assert process.returncode == 0, problem
+    for path in (tmp_path / "alone").iterdir():
+        assert path.read_bytes() == (tmp_path / "together" / path.name).read_bytes(), path.name
+    assert TargetsStore(tmp_path / "together").quantisers is not None
