@@ -54,7 +54,7 @@ def kept(axis: Any, log_probs: Tensor, model: Recogniser) -> None:
         "drop, θ = 0.95": log_probs[:, blank].exp() <= 0.95,
         "select: spikes, ±1": near,
     }
-    for place, (name, mask) in enumerate(rows.items()):
+    for place, mask in enumerate(rows.values()):
         bars = [(shift_ms * (t - 0.4), shift_ms * 0.8) for t in mask.nonzero()[:, 0].tolist()]
         axis.broken_barh(bars, (-place - 0.35, 0.7), color=TEACHER, alpha=0.75)
     axis.set_yticks([-p for p in range(len(rows))], list(rows), fontsize=8)

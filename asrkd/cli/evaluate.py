@@ -31,6 +31,9 @@ def evaluate(
         bool, typer.Option("--streaming", help="Decode with the live recogniser, chunk by chunk, instead of the mask.")
     ] = False,
     joint: Annotated[bool, typer.Option("--joint", help="Decode by joint CTC/attention beam search.")] = False,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Decode in two passes: CTC beam search, then the attention decoder.")
+    ] = False,
     chunk_frames: Annotated[
         int | None, typer.Option(help="Output frames of a chunk; 0: full context. Default: the model's own.")
     ] = None,
@@ -54,10 +57,10 @@ def evaluate(
     from asrkd.evaluation.report import Entry, console_table, headline, write_report
 
     find_normaliser(normaliser)
-    if joint and streaming:
-        raise ValueError("--joint, --streaming: expected one of them, found both")
+    if joint + streaming + rescore > 1:
+        raise ValueError("--joint, --streaming, --rescore: expected one of them, found more")
     decoding = DecodingOptions(
-        method="joint" if joint else "streaming" if streaming else "greedy",
+        method="joint" if joint else "streaming" if streaming else "rescore" if rescore else "greedy",
         chunk_frames=chunk_frames,
         left_context_frames=left_context_frames,
     )

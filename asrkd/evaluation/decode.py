@@ -10,9 +10,12 @@ from typing import Any, Literal
 import torch
 from lhotse import CutSet
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from asrkd.data.batching import load_batch
+from asrkd.decoding.attention import rescore
 from asrkd.decoding.ctc import greedy
+from asrkd.decoding.prefix_beam import prefix_beam_search
 from asrkd.models.base import Recogniser
 from asrkd.streaming.events import Final, Word, words_of
 from asrkd.streaming.recognizer import Recognizer, RecognizerOptions
@@ -27,17 +30,18 @@ class DecodingOptions(BaseModel):
 
     Attributes:
         method: ``greedy`` CTC on whole utterances under the model's chunk mask; ``streaming``: the live recogniser,
-            fed audio as it would come; ``joint`` CTC/attention beam search for models that have one.
+            fed audio as it would come; ``joint`` CTC/attention beam search for models that have one; ``rescore``: CTC prefix
+            beam search under the chunk mask, its list rescored by the attention decoder (two passes).
         chunk_frames: Output frames of a chunk; ``None``: the model's default; 0: full context.
         left_context_frames: Output frames that a chunk may look back; ``None``: the model's default.
-        beam: Of the joint search.
-        ctc_weight: Of the joint search.
+        beam: Of the joint search, and of the first of two passes.
+        ctc_weight: Of the joint search, and of the first pass in the second.
         batch_audio_s: Seconds of audio in a batch, padding counted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["greedy", "streaming", "joint"] = "greedy"
+    method: Literal["greedy", "streaming", "joint", "rescore"] = "greedy"
     chunk_frames: int | None = Field(default=None, ge=0)
     left_context_frames: int | None = Field(default=None, ge=0)
     beam: int = Field(default=10, ge=1)
@@ -87,6 +91,8 @@ def decode(
     """
     if options.method == "joint" and not hasattr(model, "nbest"):
         raise ValueError(f"method: expected greedy ({model.kind} has no joint CTC/attention search), found joint")
+    if options.method == "rescore" and not model.has_decoder:
+        raise ValueError(f"method: expected greedy ({model.kind} has no attention decoder here), found rescore")
     skip = set(skip)
     waiting = sorted((cut for cut in cuts if cut.id not in skip), key=lambda cut: (-cut.duration, cut.id))
     done, total = len(skip), len(skip) + len(waiting)
@@ -99,7 +105,7 @@ def decode(
 
 
 def _decode_batch(model: Recogniser, batch: SpeechBatch, options: DecodingOptions) -> list[Decoded]:
-    method = {"greedy": _greedy, "streaming": _streaming, "joint": _joint}[options.method]
+    method = {"greedy": _greedy, "streaming": _streaming, "joint": _joint, "rescore": _rescore}[options.method]
     with torch.no_grad():
         found = method(model, batch, options)
     hashes = _hashes(batch)
@@ -117,6 +123,24 @@ def _joint(model: Recogniser, batch: SpeechBatch, options: DecodingOptions) -> l
     encoded = _forward(model, batch, options).encoded
     lists = model.nbest(encoded, n=1, beam=options.beam, ctc_weight=options.ctc_weight)  # type: ignore[operator]
     return [(found[0].text, None) for found in lists]
+
+
+def _rescore(model: Recogniser, batch: SpeechBatch, options: DecodingOptions) -> list[_Found]:
+    output = _forward(model, batch, options)
+    logits, encoded = output.ctc_logits, output.encoded
+    log_probs = Frames(logits.values.float().log_softmax(-1), logits.lengths, logits.frame_shift_s)
+    lists = prefix_beam_search(log_probs, model.vocabulary, options.beam, n=options.beam)
+    end, device = model.vocabulary.tokens.index("</s>"), encoded.values.device
+    found: list[_Found] = []
+    for row, nbest in enumerate(lists):
+
+        def decoder_logits(tokens: Tensor, lengths: Tensor, row: int = row) -> Tensor:
+            rows = torch.full((len(tokens),), row, device=device)
+            return model.decoder_logits(encoded, tokens, lengths, rows=rows)
+
+        best = rescore(nbest, decoder_logits, end, attention_weight=1 - options.ctc_weight, device=device)[0]
+        found.append((model.tokenizer.decode(best.tokens), words_of(best, model.tokenizer)))
+    return found
 
 
 def _streaming(model: Recogniser, batch: SpeechBatch, options: DecodingOptions) -> list[_Found]:

@@ -20,7 +20,7 @@ from asrkd.models.subsampling import CausalSubsampling, pad_to_multiple
 from asrkd.types import Frames, ModelOutput, NBest
 
 SIZES: dict[str, dict[str, int]] = {
-    # About 1, 4.2 and 13 million parameters with a vocabulary of a few hundred tokens.
+    # About 1, 4.2, 13 and 100 million parameters with a vocabulary of a few hundred tokens.
     "tiny": {
         "d_model": 96,
         "num_layers": 4,
@@ -45,6 +45,14 @@ SIZES: dict[str, dict[str, int]] = {
         "decoder_layers": 3,
         "subsampling_channels": 64,
     },
+    "l": {  # as SpeechBrain's recipe conformer_large
+        "d_model": 512,
+        "num_layers": 12,
+        "num_heads": 8,
+        "ffn_dim": 2048,
+        "decoder_layers": 6,
+        "subsampling_channels": 64,
+    },
 }
 
 
@@ -67,7 +75,7 @@ class SpeechBrainConformerConfig(ModelConfig):
     """
 
     kind: Literal["speechbrain_conformer"] = "speechbrain_conformer"
-    size: Literal["tiny", "demo", "s"] | None = None
+    size: Literal["tiny", "demo", "s", "l"] | None = None
     d_model: int = Field(gt=0)
     num_layers: int = Field(gt=0)
     num_heads: int = Field(gt=0)

@@ -113,9 +113,10 @@ def _pair_problems(recipe: Recipe) -> list[str]:
     if recipe.teacher is not None and (settings is None or not (settings.live or settings.folder)):
         problems.append("targets: expected a folder to store them in, or live: true; found neither")
     inner = [n for n in of_teacher if n.startswith(("targets.hidden:", "targets.decoder"))]
-    if inner and recipe.teacher is not None and not isinstance(recipe.teacher, PackageSpec):
+    if inner and recipe.teacher is not None and not {"hidden", "decoder"} <= type(recipe.teacher).model_fields.keys():
         problems.append(
-            f"teacher.kind: expected package, since losses need {', '.join(inner)}; found {recipe.teacher.kind}"
+            f"teacher.kind: expected package or huggingface, since losses need {', '.join(inner)}; "
+            f"found {recipe.teacher.kind}"
         )
     if needs & {"transducer_logits", "teacher_transducer_logits"}:
         kind = recipe.model["kind"]

@@ -28,7 +28,7 @@ from asrkd.models.base import Recogniser
 from asrkd.targets.label import label
 from asrkd.targets.store import TargetsStore
 from asrkd.teachers.base import Teacher
-from asrkd.teachers.config import PackageSpec, teacher_name
+from asrkd.teachers.config import HuggingFaceSpec, PackageSpec, teacher_name
 from asrkd.teachers.config import open_teacher as open_spec
 from asrkd.teachers.fit import FittedStore, FittedTeacher
 from asrkd.teachers.vocabulary import Match
@@ -169,7 +169,7 @@ def open_teacher(recipe: Recipe, device: str) -> Teacher:
     assert recipe.teacher is not None and recipe.targets is not None
     needs = Objective.from_config([dict(term) for term in recipe.losses], total_steps=1).needs
     spec = recipe.teacher
-    if isinstance(spec, PackageSpec):
+    if isinstance(spec, PackageSpec | HuggingFaceSpec):
         layers = {need.split(":", 1)[1] for need in needs if need.startswith("targets.hidden:")}
         hidden = tuple(sorted(layers | set(spec.hidden)))
         spec = spec.model_copy(update={"hidden": hidden, "decoder": "targets.decoder" in needs})

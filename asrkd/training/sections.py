@@ -153,7 +153,7 @@ class EvaluateConfig(Strict):
     """Test sets and decoding of ``asrkd run``'s evaluation; ``against``: results to compare with, in ``asrkd compare``'s form."""
 
     parts: tuple[Path, ...] = Field(min_length=1)
-    decoding: Literal["greedy", "streaming", "joint"] = "greedy"
+    decoding: Literal["greedy", "streaming", "joint", "rescore"] = "greedy"
     chunk_frames: int | None = Field(None, ge=0)
     speed: bool = True
     against: tuple[str, ...] = ()

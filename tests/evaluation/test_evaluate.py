@@ -1,12 +1,17 @@
 import pytest
+import torch
 from lhotse import CutSet
 
+from asrkd.data.batching import load_batch
+from asrkd.decoding.prefix_beam import prefix_beam_search
 from asrkd.evaluation.compare import compare
 from asrkd.evaluation.decode import DecodingOptions, decode
 from asrkd.evaluation.evaluate import EvaluationOptions, evaluate
 from asrkd.evaluation.result import load
 from asrkd.evaluation.wer import score
 from asrkd.models import package
+from asrkd.models.package import build
+from asrkd.types import Frames
 
 from .conftest import make_student
 
@@ -63,6 +68,47 @@ def test_teacher_by_joint_search(teacher, cuts):
     assert result.model.algorithmic_latency_ms is None
     assert result.decoding.method == "joint"
     assert len(result.utterances) == 2
+
+
+def test_two_passes(student, cuts):
+    """With the first pass alone deciding, its best; with the decoder alone, the list's likeliest under the decoder."""
+    torch.manual_seed(0)
+    size = {"d_model": 16, "num_layers": 1, "num_heads": 2, "ffn_dim": 16, "subsampling_channels": 4}
+    decoder = {"decoder_layers": 1, "decoder_heads": 2, "decoder_dim": 16, "decoder_ffn_dim": 16}
+    model = build({"kind": "streaming_conformer", **size, **decoder}, student.tokenizer).eval()
+    few = CutSet.from_cuts(list(cuts)[:2])
+
+    def texts(ctc_weight: float) -> list[str]:
+        decoding = DecodingOptions(method="rescore", beam=4, ctc_weight=ctc_weight)
+        result = evaluate(model, {"tones": few}, None, EvaluationOptions(speed=False, draws=10, decoding=decoding))
+        return [u.hypothesis for u in result.utterances]
+
+    batch = load_batch(few, None, sample_rate_hz=16000)
+    with torch.no_grad():
+        output = model(model.features(batch.audio, batch.audio_lengths))
+    logits = output.ctc_logits
+    log_probs = Frames(logits.values.log_softmax(-1), logits.lengths, logits.frame_shift_s)
+    lists = prefix_beam_search(log_probs, model.vocabulary, 4, n=4)
+    assert sorted(texts(1.0)) == sorted(model.tokenizer.decode(nbest[0].tokens) for nbest in lists)
+    expected = []
+    for row, nbest in enumerate(lists):
+        scores = []
+        for hypothesis in nbest:
+            tokens, end = torch.tensor([hypothesis.tokens]).long(), model.vocabulary.tokens.index("</s>")
+            with torch.no_grad():
+                steps = model.decoder_logits(
+                    output.encoded, tokens, torch.tensor([tokens.shape[1]]), rows=torch.tensor([row])
+                ).log_softmax(-1)
+            labels = [*hypothesis.tokens, end]
+            scores.append(sum(float(steps[0, u, label]) for u, label in enumerate(labels)))
+        expected.append(model.tokenizer.decode(nbest[max(range(len(nbest)), key=scores.__getitem__)].tokens))
+    assert sorted(texts(0.0)) == sorted(expected)
+
+
+def test_two_passes_are_refused_without_a_decoder(student, cuts):
+    options = EvaluationOptions(decoding=DecodingOptions(method="rescore"))
+    with pytest.raises(ValueError, match="no attention decoder"):
+        evaluate(student, {"tones": cuts}, None, options)
 
 
 def test_joint_search_is_refused_where_there_is_none(student, cuts):

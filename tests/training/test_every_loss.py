@@ -122,5 +122,5 @@ def test_what_only_a_live_or_package_teacher_has_is_refused(tmp_path: Path, prep
     path = recipe_of(tmp_path, prepared, teacher, [{"loss": "decoder_kl"}], folder="targets")
     with pytest.raises(RecipeError, match=r"targets\.live: expected true"):
         load_recipe(path)
-    with pytest.raises(RecipeError, match=r"teacher\.kind: expected package, .*found torchaudio"):
+    with pytest.raises(RecipeError, match=r"teacher\.kind: expected package or huggingface, .*found torchaudio"):
         load_recipe(path, ["teacher=torchaudio:HUBERT_ASR_LARGE", "targets.live=true"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asrkd.training.recipe import OptimiserConfig
+from asrkd.training.sections import OptimiserConfig
 from asrkd.training.schedule import learning_rate
 
 
