@@ -92,7 +92,7 @@ class _Fit:
 def retokenised(nbest: NBest, tokenizer: Tokenizer, case: Case = "keep") -> NBest:
     """Hypotheses with the student's tokens of the same text; token times and confidences are lost."""
     return tuple(
-        replace(h, tokens=tuple(tokenizer.encode(_cased(h.text, case))), times_s=None, confidences=None) for h in nbest
+        replace(h, tokens=tuple(tokenizer.encode(cased(h.text, case))), times_s=None, confidences=None) for h in nbest
     )
 
 
@@ -183,7 +183,7 @@ def _spikes(
     if hypothesis.times_s is None:
         return None
     times = _character_times(hypothesis, vocabulary)
-    text = _cased("".join(character for character, _, _ in times), case)
+    text = cased("".join(character for character, _, _ in times), case)
     tokens = tokenizer.encode(text)
     if len(text) != len(times) or not tokens:  # some letters change in number with their case
         return None
@@ -233,5 +233,6 @@ def _spread(frames: Sequence[int], tokens: Sequence[int], length: int) -> list[i
     return None if placed and placed[0] < 0 else placed
 
 
-def _cased(text: str, case: Case) -> str:
+def cased(text: str, case: Case) -> str:
+    """Text with its letters changed as ``targets.case`` says."""
     return text.upper() if case == "upper" else text.lower() if case == "lower" else text

@@ -17,6 +17,7 @@ from asrkd.data.batching import load_batch
 from asrkd.data.corpora import load_cuts
 from asrkd.data.text import train_tokenizer
 from asrkd.models import package
+from asrkd.targets.hidden import HiddenCodec
 from asrkd.targets.inspect import inspect_store
 from asrkd.targets.label import label
 from asrkd.targets.picture import draw_utterance
@@ -79,14 +80,33 @@ def command(function: object) -> typer.Typer:
 def test_the_verb_says_it_and_what_a_student_could_learn(labelled: Path, prepared: Path, tmp_path: Path) -> None:
     tokenizer = train_tokenizer(["a b"], kind="char")
     package.save(package.build({"kind": "streaming_conformer", "size": "tiny"}, tokenizer), tmp_path / "student")
-    options = [str(labelled), "--cuts", str(prepared / "cuts_dev.jsonl.gz"), "--student", str(tmp_path / "student")]
+    options = [str(labelled), str(tmp_path / "student"), "--cuts", str(prepared / "cuts_dev.jsonl.gz")]
     plain = CliRunner().invoke(command(inspect), options, env={"COLUMNS": "200"})
     assert plain.exit_code == 0, plain.output
     assert "MB an hour" in plain.output and "the student has no 'c'" in plain.output
     machine = CliRunner().invoke(command(inspect), [*options, "--json"])
     figures = json.loads(machine.stdout.splitlines()[-1])
-    assert figures["utterances"] == 5 and figures["student"].startswith("different: sequence level through text")
+    assert figures["utterances"] == 5 and figures["student"]["relation"] == "different"
+    assert figures["student"]["unknown"] == ["c"] and figures["student"]["case"] == "keep"
+    assert [level["possible"] for level in figures["student"]["levels"]] == [True, True, False, False]
     assert figures["header"]["codec"]["bits"] == 16
+
+
+def test_hidden_codes_are_shown_with_what_they_lose(prepared: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = package.build({"kind": "streaming_conformer", "size": "tiny"}, train_tokenizer(["ONE TWO $"], kind="char"))
+    teacher = PackageTeacher(model, hidden=("layer.1",))
+    cuts = CutSet.from_cuts(list(load_cuts(prepared, "dev"))[:5])
+    codec = HiddenCodec("mvq", num_codebooks=4, codebook_size=16, fit_states=300)
+    label(teacher, cuts, tmp_path / "targets", hidden=codec)
+    package.save(model, tmp_path / "student")
+    answer = CliRunner().invoke(
+        command(inspect), [str(tmp_path / "targets"), str(tmp_path / "student")], env={"COLUMNS": "200"}
+    )
+    assert answer.exit_code == 0, answer.exception
+    lost = 100 * TargetsStore(tmp_path / "targets").quantisers.errors["layer.1"]  # type: ignore[union-attr]
+    assert f"layer.1 4 codes, {lost:.1f} % of variance lost" in answer.output and 0 < lost < 100
+    assert "yes: layer.1 4 codes (loss mvq), frames of 40 ms and 40 ms" in answer.output
 
 
 def test_pictures_of_stored_and_live(prepared: Path, tmp_path: Path) -> None:
