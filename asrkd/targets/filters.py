@@ -11,7 +11,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jiwer
@@ -61,13 +61,27 @@ class FilterOptions:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of one utterance. Args: its id, transcript, reference, and why it is dropped (``""``: it is kept)."""
+    """What was found of one utterance.
+
+    Args:
+        utterance: Its id.
+        text: The teacher's transcript.
+        reference: Its own, or empty.
+        reason: Why it is dropped; empty: it is kept.
+        detail: Figures of the reason.
+        audio: File that it lies in, where it is one.
+        start_s: Where it begins there.
+        duration_s: How long it is.
+    """
 
     utterance: str
     text: str
     reference: str
     reason: str
     detail: str = ""
+    audio: str = ""
+    start_s: float = 0.0
+    duration_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,13 +101,14 @@ class FilterReport:
         return dict(Counter(v.reason for v in self.verdicts if v.reason).most_common())
 
     def write(self, path: str | Path) -> None:
-        """A table of all that was dropped and why, with the transcripts, to listen to (CSV)."""
+        """A table (CSV) of all that was dropped and why, with the transcripts and where the audio lies, to listen to."""
         buffer = io.StringIO()
         table = csv.writer(buffer, lineterminator="\n")
-        table.writerow(["utterance", "reason", "detail", "transcript", "reference"])
+        table.writerow(["utterance", "reason", "detail", "transcript", "reference", "audio", "start_s", "duration_s"])
         for v in self.verdicts:
             if v.reason:
-                table.writerow([v.utterance, v.reason, v.detail, v.text, v.reference])
+                place = [v.audio, f"{v.start_s:.3f}", f"{v.duration_s:.3f}"]
+                table.writerow([v.utterance, v.reason, v.detail, v.text, v.reference, *place])
         write_atomically(Path(path), buffer.getvalue().encode())
 
 
@@ -123,6 +138,7 @@ def filter_pseudo_labels(
         if nbest is None:
             raise TargetsError(f"{store.folder}: holds no N-best lists; label with nbest of at least 1")
         verdict = judge(cut.id, nbest[0], transcript(cut), cut.duration, options, normalise)
+        verdict = replace(verdict, audio=_file(cut), start_s=getattr(cut, "start", 0.0), duration_s=cut.duration)
         verdicts.append(verdict)
         if not verdict.reason:
             kept.append(_relabelled(cut, verdict))
@@ -147,7 +163,7 @@ def judge(
         options: What to keep to.
         normalise: Of transcript and reference before they are compared.
     """
-    best = nbest[0]
+    best = nbest[0] if nbest else Hypothesis((), "")  # a search may find nothing
     text = best.text.strip()
 
     def drop(reason: str, detail: str = "") -> Verdict:
@@ -195,6 +211,12 @@ def _repetitions(words: Sequence[str]) -> int:
                 times += 1
             most = max(most, times)
     return most
+
+
+def _file(cut: Cut) -> str:
+    """The file that a cut's audio lies in; empty where it is none, or several."""
+    sources = cut.recording.sources if getattr(cut, "recording", None) is not None else []
+    return str(sources[0].source) if len(sources) == 1 and sources[0].type == "file" else ""
 
 
 def _relabelled(cut: Cut, verdict: Verdict) -> Cut:

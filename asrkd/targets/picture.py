@@ -59,7 +59,7 @@ def draw_utterance(store: TargetsStore, cut: Cut, path: str | Path, teacher: Lab
     axes[0].imshow(mel.values[0].T.numpy(), origin="lower", aspect="auto", extent=(0, seconds, 0, mel.values.shape[2]))
     axes[0].set(ylabel="mel bin", title=f"{cut.id}: {transcript(cut) or '(no reference)'}")
     tokens = _tokens_to_show(panels, store.vocabulary.blank_id)
-    best = targets.nbest[0][0] if targets.nbest else None
+    best = targets.nbest[0][0] if targets.nbest and targets.nbest[0] else None
     for axis, (name, posteriors) in zip(axes[1:], panels, strict=True):
         _draw_posteriors(axis, posteriors, tokens, store, f"{name} posteriors")
         if best is not None and name == "stored":

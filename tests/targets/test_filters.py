@@ -53,6 +53,7 @@ def test_each_reason(
 def test_filters_can_be_turned_off_and_checked() -> None:
     off = FilterOptions(None, None, None, None, None, None, allow_empty=True)
     assert judge("u", (Hypothesis((), "", 0.0),), "one", 99.0, off).reason == ""
+    assert judge("u", (), "one", 1.0).reason == "empty"
     assert judge("u", (Hypothesis((), "One"),), "ONE", 1.0, normalise=str.upper).reason == ""
     with pytest.raises(ValueError, match="max_wer: expected 0 or more"):
         FilterOptions(max_wer=-1)
@@ -91,6 +92,9 @@ def test_kept_cuts_carry_the_teachers_transcript_and_the_rest_is_listed(prepared
     assert [c.id for c in CutSet.from_file(path)] == list(report.kept)
     report.write(tmp_path / "dropped.csv")
     rows = list(csv.DictReader((tmp_path / "dropped.csv").open()))
+    by_id = {cut.id: cut for cut in cuts}
+    assert all(Path(r["audio"]) == Path(by_id[r["utterance"]].recording.sources[0].source) for r in rows)
+    assert all(float(r["duration_s"]) == pytest.approx(by_id[r["utterance"]].duration, abs=1e-3) for r in rows)
     assert len(rows) == 3 and {r["reason"] for r in rows} == {"repetition"} and rows[0]["transcript"].startswith("WELL")
 
 
