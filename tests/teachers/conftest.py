@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,3 +71,29 @@ def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generation.task_to_id = {task: ids[f"<|{task}|>"] for task in ("transcribe", "translate")}
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def open_offline() -> Callable[[Path, Path, dict[str, object]], str]:
+    """Identity of a teacher that a process without network opens by a hub id; from a folder, a place for the cache, a spec."""
+    return _open_offline
+
+
+def _open_offline(folder: Path, cache: Path, spec: dict[str, object]) -> str:
+    home = cache / "hub" / "models--someone--model"
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(folder, home / "snapshots" / revision)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(revision)
+    code = (
+        "import json, sys; from asrkd.teachers.config import check_teacher, open_teacher;"
+        "print(open_teacher(check_teacher(json.loads(sys.argv[1])), nbest=1).identity)"
+    )
+    config = json.dumps({**spec, "source": "someone/model"})
+    environment = {**os.environ, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment.pop("HF_HUB_CACHE", None)
+    answer = subprocess.run(
+        [sys.executable, "-c", code, config], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout.splitlines()[-1]

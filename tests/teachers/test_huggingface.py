@@ -18,6 +18,7 @@ CHARACTERS = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "E": 5, "T": 
 
 
 def small_ctc(folder: Path, kind: str, norm: str) -> None:
+    folder.mkdir(exist_ok=True)
     config_class = getattr(transformers, f"{kind}Config")
     config = config_class(
         vocab_size=len(CHARACTERS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
@@ -105,6 +106,12 @@ def test_ctc_log_probs_equal_transformers_own(batch: SpeechBatch, tmp_path: Path
         assert targets.posteriors.lengths[row] == len(expected)
         torch.testing.assert_close(targets.posteriors.values[row, : len(expected)], expected, atol=1e-3, rtol=1e-3)
         assert all("|" not in h.text and "<pad>" not in h.text for h in targets.nbest[row])
+
+
+def test_a_hub_id_is_found_in_the_cache_without_network(open_offline: Any, tmp_path: Path) -> None:
+    small_ctc(tmp_path / "model", "Wav2Vec2", "layer")
+    found = open_offline(tmp_path / "model", tmp_path / "cache", {"kind": "huggingface"})
+    assert found == huggingface_teacher(str(tmp_path / "model"), nbest=1).identity
 
 
 def test_whisper_lists_equal_transformers_own(batch: SpeechBatch, whisper_folder: Path) -> None:

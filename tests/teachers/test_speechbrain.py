@@ -202,6 +202,12 @@ def test_encoder_asr_equals_speechbrains_own_call(batch: SpeechBatch, ctc_folder
     assert any(h.text for (h,) in targets.nbest)
 
 
+def test_a_hub_id_is_found_in_the_cache_without_network(open_offline: Any, ctc_folder: Path, tmp_path: Path) -> None:
+    spec = {"kind": "speechbrain", "trust_code": True, "savedir": str(tmp_path / "save")}
+    found = open_offline(ctc_folder, tmp_path / "cache", spec)
+    assert found == speechbrain_teacher(str(ctc_folder), trust_code=True, savedir=tmp_path / "a", nbest=1).identity
+
+
 def test_encoder_decoder_asr_equals_speechbrains_own_call(
     batch: SpeechBatch, decoder_folder: Path, tmp_path: Path
 ) -> None:
