@@ -85,6 +85,7 @@ class EnsembleSpec(BaseModel):
     weighting: Weighting = "equal"
     weights: tuple[float, ...] | None = None
     temperature: float = Field(0.1, gt=0)
+    by_text: bool = False
 
 
 MemberSpec = Annotated[
@@ -165,6 +166,7 @@ def open_teacher(spec: Any, *, workdir: Path = Path(), device: str = "cpu", nbes
             weighting=spec.weighting,
             weights=spec.weights,
             temperature=spec.temperature,
+            by_text=spec.by_text,
         )
     search["beam"] = beam
     if isinstance(spec, OnnxSpec):

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asrkd.teachers.base import Teacher, confidence
-from asrkd.teachers.vocabulary import match, renumber
+from asrkd.teachers.base import TEXT_ONLY, Teacher, confidence
+from asrkd.teachers.vocabulary import Match, match, renumber
 from asrkd.types import Frames, Hypothesis, NBest, SpeechBatch, TeacherTargets
 
 Combine = Literal["mean", "log_mean", "best"]
@@ -36,12 +36,16 @@ class Ensemble:
     shifts may differ by whole factors: a faster one gives the frame with the least blank of each group, so that no spike is
     lost; the slowest sets the clock.
 
+    With ``by_text`` members may be of any kind and any tokens: the ensemble gives lists of transcripts alone. Confidence is the
+    score of a member's 1-best for each of its characters then.
+
     Args:
         members: At least two teachers.
         combine: See above.
         weighting: See above.
         weights: One for each member, for ``fixed``.
         temperature: Of ``confidence`` and ``error``; the smaller, the harder the choice.
+        by_text: Bring transcripts together and nothing else.
 
     Raises:
         ValueError: If members or options do not fit together.
@@ -55,6 +59,7 @@ class Ensemble:
         weighting: Weighting = "equal",
         weights: Sequence[float] | None = None,
         temperature: float = 0.1,
+        by_text: bool = False,
     ) -> None:
         _check(members, combine, weighting, weights, temperature)
         self.members = tuple(members)
@@ -62,21 +67,35 @@ class Ensemble:
         self.weighting = weighting
         self.temperature = temperature
         self._fixed = torch.ones(len(members)) if weights is None else torch.tensor(list(weights), dtype=torch.float32)
-        self.vocabulary = members[0].vocabulary
-        self._matches = [match(member.vocabulary, self.vocabulary) for member in members]
-        for place, found in enumerate(self._matches):
-            if found.relation not in ("same", "permuted"):
-                raise ValueError(f"members.{place}: expected the tokens of members.0; {found.reason}")
+        self.by_text = by_text
         self.sample_rate_hz = max(member.sample_rate_hz for member in members)
-        self.frame_shift_s = max(member.frame_shift_s for member in members)
-        for place, member in enumerate(members):
-            _factor(member.frame_shift_s, self.frame_shift_s, f"members.{place}")
-        options = f"{combine} {weighting} {self._fixed.tolist()} {temperature}"
+        if by_text:
+            self.vocabulary, self.frame_shift_s = TEXT_ONLY, 0.0
+        else:
+            self.vocabulary = members[0].vocabulary
+            self.frame_shift_s = max(member.frame_shift_s for member in members)
+            self._matches = [self._checked(place, member) for place, member in enumerate(members)]
+        options = f"{combine} {weighting} {self._fixed.tolist()} {temperature}" + " by text" * by_text
         text = " ".join([options, *(member.identity for member in members)])
         self.identity = hashlib.sha256(text.encode()).hexdigest()
 
+    def _checked(self, place: int, member: Teacher) -> Match:
+        found = match(member.vocabulary, self.vocabulary)
+        if found.relation not in ("same", "permuted"):
+            raise ValueError(
+                f"members.{place}: expected the tokens of members.0 (or by_text: true, for transcripts alone); {found.reason}"
+            )
+        _factor(member.frame_shift_s, self.frame_shift_s, f"members.{place}")
+        return found
+
     def __call__(self, batch: SpeechBatch) -> TeacherTargets:
-        """Every member is asked; hidden states are the first member's."""
+        """Every member is asked; hidden states are the first member's.
+
+        Raises:
+            ValueError: If transcripts are to be brought together and a member gives none.
+        """
+        if self.by_text:
+            return self._transcripts(batch)
         said = [
             renumber(member(batch).to("cpu"), self.vocabulary, found)
             for member, found in zip(self.members, self._matches, strict=True)
@@ -93,6 +112,20 @@ class Ensemble:
             )
         return TeacherTargets(self.vocabulary, posteriors, nbest, said[0].hidden)
 
+    def _transcripts(self, batch: SpeechBatch) -> TeacherTargets:
+        said = []
+        for place, member in enumerate(self.members):
+            nbest = member(batch).nbest
+            if nbest is None:
+                raise ValueError(f"members.{place}: expected N-best lists, to bring transcripts together; found none")
+            plain = tuple(tuple(Hypothesis((), h.text, h.score) for h in one) for one in nbest)
+            said.append(TeacherTargets(TEXT_ONLY, None, plain))
+        weights = self._weights(said, batch)
+        lists = [one.nbest for one in said if one.nbest is not None]
+        rows = range(len(batch.ids))
+        merged = tuple(_merged([one[row] for one in lists], weights[:, row].tolist(), self.combine) for row in rows)
+        return TeacherTargets(TEXT_ONLY, None, merged)
+
     def _weights(self, said: Sequence[TeacherTargets], batch: SpeechBatch) -> Tensor:
         """``(M, B)``, each column a distribution over members."""
         if self.weighting in ("equal", "fixed"):
@@ -101,7 +134,7 @@ class Ensemble:
         if self.weighting == "error":
             for row, reference in enumerate(batch.texts):
                 if reference.strip():
-                    scores[:, row] = torch.tensor([-_error(reference, one.nbest[row][0].text) for one in said])  # type: ignore[index]
+                    scores[:, row] = torch.tensor([-_error(reference, _best(one, row).text) for one in said])
         # A member that hears nothing but blank is sure of silence, and no better than the others at it.
         return (scores.clamp(min=-1e4) / self.temperature).softmax(0)
 
@@ -110,7 +143,8 @@ class Ensemble:
             return confidence(targets.posteriors, self.vocabulary.blank_id)
         if targets.nbest is None:
             raise ValueError("weighting: confidence needs posteriors or N-best lists of every member")
-        return torch.tensor([one[0].score / max(1, len(one[0].text)) for one in targets.nbest])
+        best = [_best(targets, row) for row in range(len(targets.nbest))]
+        return torch.tensor([one.score / max(1, len(one.text)) for one in best])
 
     def _together(self, posteriors: Sequence[Frames], weights: Tensor) -> Frames:
         blank = self.vocabulary.blank_id
@@ -177,6 +211,12 @@ def _merged(lists: Sequence[NBest], weights: Sequence[float], combine: Combine) 
         Hypothesis(h.tokens, h.text, math.log(max(total[h.text], 1e-300)), h.times_s, h.confidences)
         for h in (first[text] for text in order)
     )
+
+
+def _best(targets: TeacherTargets, row: int) -> Hypothesis:
+    """Of an utterance; nothing said where its list is empty."""
+    assert targets.nbest is not None
+    return targets.nbest[row][0] if targets.nbest[row] else Hypothesis((), "", -math.inf)
 
 
 def _error(reference: str, hypothesis: str) -> float:

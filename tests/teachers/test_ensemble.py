@@ -109,3 +109,28 @@ def test_what_does_not_fit_is_refused() -> None:
         with pytest.raises(ValueError, match=problem):
             Ensemble(**arguments)  # type: ignore[arg-type]
     assert Ensemble([one, one]).identity != Ensemble([one, one], combine="log_mean").identity
+
+
+def test_members_of_any_tokens_by_text() -> None:
+    one = member(1, texts=({"a b": -1.0, "a": -1.0}, {"b": -1.0}))
+    other = member(2, vocabulary=Vocabulary(("<pad>", "A", "▁B"), 0), frame_shift_s=0.03, texts=({"a b": -3.0}, {}))
+    with pytest.raises(ValueError, match="or by_text: true"):
+        Ensemble([one, other])
+    both = Ensemble([one, other], by_text=True)
+    said = both(BATCH)
+    assert len(both.vocabulary) == 1 and said.posteriors is None and said.nbest is not None
+    found = {h.text: np.exp(h.score) for h in said.nbest[0]}
+    assert found == pytest.approx({"a b": 0.5 * 0.5 + 0.5, "a": 0.25})
+    assert [h.text for h in said.nbest[1]] == ["b"] and said.nbest[0][0].times_s is None
+    # "a b" by both, and 1/3 nats a character against 1: the first is surer; nothing said is no transcript at all.
+    sure = Ensemble([one, other], weighting="confidence", combine="best", by_text=True)(BATCH).nbest
+    assert sure is not None and [[h.text for h in row] for row in sure] == [["a b", "a"], ["b"]]
+
+    class Silent(Member):
+        def __call__(self, batch: SpeechBatch) -> TeacherTargets:
+            return replace(super().__call__(batch), nbest=None)
+
+    silent = Silent(one.log_probs, one.lengths, one.texts)
+    with pytest.raises(ValueError, match=r"members\.1: expected N-best lists"):
+        Ensemble([one, silent], by_text=True)(BATCH)
+    assert Ensemble([one, one], by_text=True).identity != Ensemble([one, one]).identity
