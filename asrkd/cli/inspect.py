@@ -42,6 +42,8 @@ def inspect(
     ] = None,
     nbest: Annotated[int | None, typer.Option(help="N-best length; a picture needs that of the labels.", min=0)] = None,
     beam: Annotated[int, typer.Option(help="Beam that the teacher labelled with.", min=1)] = 8,
+    hidden: Annotated[list[str] | None, typer.Option(help="Hidden layer to ask a teacher for, e.g. layer.3.")] = None,
+    decoder: Annotated[bool, typer.Option(help="Ask a teacher for its decoder's posteriors.")] = False,
     trust_code: Annotated[bool, typer.Option(help="Of a SpeechBrain folder, whose settings can run any code.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON instead of a table.")] = False,
     device: DeviceOption = "auto",
@@ -60,23 +62,31 @@ def inspect(
     if not (Path(subject) / HEADER).is_file():
         if wanted or picture is not None:
             raise ValueError(f"{subject}: --cuts and --picture are for targets; found no {HEADER} there")
-        opened = _open(subject, 1 if nbest is None else nbest, beam, trust_code, device)
+        opened = _open(subject, 1 if nbest is None else nbest, beam, trust_code, device, tuple(hidden or ()), decoder)
         _show_teacher(subject, opened, student, as_json)
         return
     store = TargetsStore(subject)
     if utterance is not None and picture is not None:
-        live = None if teacher is None else _open(teacher, nbest or 0, beam, trust_code, device)
+        live = None
+        if teacher is not None:
+            live = _open(teacher, nbest or 0, beam, trust_code, device, tuple(store.layers), decoder)
         _draw(store, wanted, utterance, picture, live)
         return
     _show_store(store, wanted if cuts else None, student, normaliser, worst, as_json)
 
 
-def _open(name: str, nbest: int, beam: int, trust_code: bool, device: str) -> Teacher:
-    from asrkd.teachers.config import SpeechBrainSpec, open_teacher, parse_teacher
+def _open(
+    name: str, nbest: int, beam: int, trust_code: bool, device: str, hidden: tuple[str, ...], decoder: bool
+) -> Teacher:
+    from asrkd.teachers.config import open_teacher, parse_teacher
 
     spec = parse_teacher(name)
-    if isinstance(spec, SpeechBrainSpec):
-        spec = spec.model_copy(update={"trust_code": trust_code})
+    wanted = {"trust_code": trust_code, "hidden": hidden, "decoder": decoder}
+    known = type(spec).model_fields.keys()
+    for key, value in wanted.items():
+        if value and key not in known:
+            raise ValueError(f"--{key.replace('_', '-')}: not of a teacher of kind {spec.kind}")
+    spec = spec.model_copy(update={key: value for key, value in wanted.items() if value})
     return open_teacher(spec, device=choose_device(device), nbest=nbest, beam=beam)
 
 

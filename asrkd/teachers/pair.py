@@ -137,7 +137,7 @@ def _sequences(targets: TeacherTargets, found: Match, case: Case) -> Level:
 def _hidden(targets: TeacherTargets, student: Student) -> Level:
     name = "hidden states"
     if not targets.hidden:
-        return Level(name, False, "none were asked for (teacher.hidden, where the kind of teacher has it)")
+        return Level(name, False, "none given: kinds package and huggingface have them, where a loss asks for them")
     shown, problems = [], []
     for layer, frames in targets.hidden.items():
         problem, how = _clocks(frames.frame_shift_s, student.frame_shift_s, "the first")
@@ -151,7 +151,7 @@ def _hidden(targets: TeacherTargets, student: Student) -> Level:
 def _decoder(targets: TeacherTargets, found: Match, student: Student) -> Level:
     name = "decoder posteriors"
     if targets.decoder is None:
-        return Level(name, False, "the teacher has no decoder or was not asked (teacher.decoder)")
+        return Level(name, False, "none given: kinds package and huggingface have them, where a loss asks for them")
     if student.has_decoder is False:
         return Level(name, False, "the student has no attention decoder")
     if found.student_ids is None:

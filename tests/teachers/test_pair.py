@@ -106,6 +106,13 @@ def test_the_verb(tmp_path: Path) -> None:
     assert figures["header"]["gives"] == ["frame posteriors every 40 ms", "hypotheses"]
     alone = CliRunner().invoke(app, [teacher, "--nbest", "0"], env={"COLUMNS": "200"})
     assert alone.exit_code == 0 and "hypotheses" not in alone.output
+    deep = CliRunner().invoke(app, [teacher, teacher, "--hidden", "layer.1", "--json"])
+    figures = json.loads(deep.stdout.splitlines()[-1])
+    assert figures["header"]["gives"][2].startswith("layer.1 (") and figures["student"]["levels"][2]["possible"]
+    wrong = CliRunner().invoke(app, ["torchaudio:WAV2VEC2_ASR_BASE_960H", "--decoder"])
+    assert isinstance(wrong.exception, ValueError) and "--decoder: not of a teacher of kind torchaudio" in str(
+        wrong.exception
+    )
     nowhere = CliRunner().invoke(app, [str(tmp_path / "nothing")])
     assert isinstance(nowhere.exception, (ValueError, OSError))
     wrong = CliRunner().invoke(app, [teacher, "--utterance", "x", "--picture", "x.png"])
