@@ -17,6 +17,17 @@ from asrkd.data.spoken_numbers import synthesise
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems() -> None:
+    """Once the test files are imported, hypothesis asks for the first time."""
+    name_lazy_modules()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Tests import more."""
+    name_lazy_modules()
+
+
+def name_lazy_modules() -> None:
     """Answer for SpeechBrain's lazy modules where hypothesis asks every module for its file.
 
     Those for packages that are not installed (k2, ...) answer any question by raising ImportError.

@@ -18,7 +18,7 @@ from asrkd.losses.rows import Measure, Pairs, chunk_rows, divergence_rows
 from asrkd.losses.stored import stored_divergence
 from asrkd.types import Frames, TopK
 
-LINEAR_ROWS = 256  # rows of logits that exist at a time: enough for the matrix products to run at full speed
+LINEAR_ROWS = 192  # rows of logits that exist at a time: enough for the matrix products to run at full speed
 
 
 def linear_frame_kl(
@@ -107,6 +107,7 @@ class _LinearDivergence(torch.autograd.Function):
             for_encoded[of_student] = (made @ weight).to(encoded.dtype)
             for_weight.addmm_(made.T, x)
             for_bias += made.sum(0)
+            del logits, made  # or they would live beside the next chunk's
         ctx.has_bias = bias is not None
         ctx.save_for_backward(for_encoded.view(encoded.shape), for_weight, for_bias)
         return total
@@ -115,20 +116,24 @@ class _LinearDivergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         for_encoded, for_weight, for_bias = ctx.saved_tensors
-        grads = (for_encoded * grad, for_weight * grad, for_bias * grad if ctx.has_bias else None)
-        return (*grads, None, None, None, None)
+        if grad.device.type != "cpu" or not bool(grad == 1):
+            # In place, so that no second copies are made; autograd's version check refuses a second backward.
+            for made in (for_encoded, for_weight, for_bias):
+                made.mul_(grad.to(made.dtype))
+        return for_encoded, for_weight, for_bias if ctx.has_bias else None, None, None, None, None
 
 
 def _chunk(logits: Tensor, events: Events, rows: Tensor, measure: Measure, blank_id: int) -> tuple[Tensor, Tensor]:
     """Summed divergence of ``(n, V)`` logits from the teacher's rows, and its gradient."""
-    targets = events.log_probs.reshape(-1, events.log_probs.shape[2])[rows]
+    everything = events.log_probs.reshape(-1, events.log_probs.shape[2])
     if events.ids is None:
         made = torch.empty_like(logits)
         total = logits.new_zeros(())
         for part in _parts(logits):
-            total += divergence_rows(logits[part], working(targets[part]).to(logits.dtype), measure, made[part]).sum()
+            targets = working(everything[rows[part]]).to(logits.dtype)
+            total += divergence_rows(logits[part], targets, measure, made[part]).sum()
         return total, made
-    ids = events.ids.reshape(-1, events.ids.shape[2])[rows]
+    targets, ids = everything[rows], events.ids.reshape(-1, events.ids.shape[2])[rows]
     blanks = events.blank_log_prob.flatten()[rows]
     one = Events(targets.unsqueeze(0), ids.unsqueeze(0), blanks.unsqueeze(0), events.lengths[:1])
     frames = torch.arange(len(rows), device=rows.device).unsqueeze(0)

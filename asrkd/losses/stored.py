@@ -113,10 +113,16 @@ class _KeptLogProbs(torch.autograd.Function):
         frames = pairs.student_frames.clamp(min=0, max=max(0, num_frames - 1))
         asked = torch.zeros(batch, num_frames, dtype=torch.int8, device=logits.device)
         asked.scatter_reduce_(1, frames, pairs.mask.to(torch.int8), "amax")
-        log_z, probs = _normalisers(logits, asked.bool(), ctx.needs_input_grad[0])
         places = frames.unsqueeze(-1) * num_tokens + ids
         kept = working(logits.flatten(1).gather(1, places.flatten(1)).view(ids.shape))
-        kept = (kept - log_z.gather(1, frames).unsqueeze(-1)).clamp(min=FLOOR)
+        if ctx.needs_input_grad[0] and logits.device.type == "cpu" and logits.dtype == kept.dtype:
+            probs: Tensor | None = _softmax(logits, asked.bool())
+            assert probs is not None
+            log_z = _normalisers_of_kept(logits, probs, kept, places, frames)
+        else:
+            of_frames, probs = _normalisers(logits, asked.bool(), ctx.needs_input_grad[0])
+            log_z = of_frames.gather(1, frames)
+        kept = (kept - log_z.unsqueeze(-1)).clamp(min=FLOOR)
         ctx.save_for_backward(probs, places, frames, used)
         return torch.where(used, kept, FLOOR)
 
@@ -130,6 +136,32 @@ class _KeptLogProbs(torch.autograd.Function):
         probs.mul_(factor.unsqueeze(-1))
         probs.flatten(1).scatter_add_(1, places.flatten(1), grad.flatten(1))
         return probs, None, None, None
+
+
+def _softmax(logits: Tensor, asked: Tensor) -> Tensor:
+    """``(B, T, V)`` softmax of the asked frames, 0 elsewhere, written once."""
+    probs = torch.empty(logits.shape, dtype=logits.dtype)
+    flat, target = logits.reshape(-1, logits.shape[2]), probs.view(-1, logits.shape[2])
+    size = chunk_rows(flat.shape[1], flat.device)
+    for start in range(0, len(flat), size):
+        torch.softmax(flat[start : start + size], -1, out=target[start : start + size])
+    return probs if bool(asked.all()) else probs.masked_fill_(~asked.unsqueeze(-1), 0.0)
+
+
+def _normalisers_of_kept(logits: Tensor, probs: Tensor, kept: Tensor, places: Tensor, frames: Tensor) -> Tensor:
+    """``(B, Tt)`` logsumexp of the paired frames, from the likeliest kept token of each: ``log Z = s - log softmax(s)``.
+
+    Frames where the student gives next to nothing to every kept token (or that keep none) are summed over V instead.
+    """
+    if kept.shape[2] == 0:
+        likeliest = log_z = torch.zeros(frames.shape, dtype=kept.dtype)
+    else:
+        likeliest, place = probs.flatten(1).gather(1, places.flatten(1)).view(kept.shape).max(-1)
+        log_z = kept.gather(2, place.unsqueeze(-1)).squeeze(-1) - likeliest.log()
+    rows, columns = (~(likeliest > 1e-20)).nonzero(as_tuple=True)
+    if len(rows):
+        log_z = log_z.index_put((rows, columns), logits[rows, frames[rows, columns]].logsumexp(-1))
+    return log_z
 
 
 def _normalisers(logits: Tensor, asked: Tensor, want_probs: bool) -> tuple[Tensor, Tensor | None]:

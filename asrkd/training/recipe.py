@@ -125,6 +125,17 @@ def _pair_problems(recipe: Recipe) -> list[str]:
         problems.append("targets.live: expected true, since the decoder's posteriors are not stored; found false")
     if "targets.nbest" in needs and recipe.targets is not None and recipe.targets.nbest == 0:
         problems.append("targets.nbest: expected at least 1, since losses need the N-best list; found 0")
+    codes = [term for term in recipe.losses if term["loss"] == "mvq"]
+    if codes and settings is not None and settings.live:
+        problems.append(
+            "targets.live: expected false, since mvq predicts codes that labelling fits and stores; found true"
+        )
+    if codes and len(inner) > len({str(term["teacher_layer"]) for term in codes}):
+        problems.append(
+            "losses: expected mvq alone on inner layers, since a store keeps either codes or states; found both"
+        )
+    if len({(term["num_codebooks"], term.get("codebook_size", 256)) for term in codes}) > 1:
+        problems.append("losses: expected the same num_codebooks and codebook_size for every mvq; found different ones")
     if recipe.data.unlabelled and not of_teacher:
         problems.append("data.unlabelled: expected a loss that learns from a teacher; found none")
     low, high = recipe.augment.noise.snr_db

@@ -22,9 +22,11 @@ from lhotse import CutSet
 from asrkd.data.batching import AudioCache, BatchSource, load_batch, with_speeds
 from asrkd.data.files import write_atomically
 from asrkd.data.text import Tokenizer, train_tokenizer
+from asrkd.losses.catalogue import LOSSES
 from asrkd.losses.objective import Objective
 from asrkd.models import package
 from asrkd.models.base import Recogniser
+from asrkd.targets.hidden import HiddenCodec
 from asrkd.targets.label import label
 from asrkd.targets.store import TargetsStore
 from asrkd.teachers.base import Teacher
@@ -192,9 +194,19 @@ def make_targets(recipe: Recipe, cuts: CutSet, device: str, stage: Stage) -> Tar
         bits=settings.bits,
         samples=settings.samples,
         max_duration_s=settings.max_duration_s,
+        hidden=_hidden_codec(recipe),
         progress=stage(f"label {settings.folder}"),
     )
     return TargetsStore(folder)
+
+
+def _hidden_codec(recipe: Recipe) -> HiddenCodec:
+    """Codes where a loss predicts codes, float16 otherwise."""
+    codes = [term for term in recipe.losses if term["loss"] == "mvq"]
+    if not codes:
+        return HiddenCodec("fp16")
+    size = codes[0].get("codebook_size", LOSSES["mvq"].options["codebook_size"])
+    return HiddenCodec("mvq", num_codebooks=codes[0]["num_codebooks"], codebook_size=size, seed=recipe.seed)
 
 
 def training_cuts(recipe: Recipe) -> CutSet:

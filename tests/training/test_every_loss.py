@@ -26,8 +26,8 @@ OPTIONS: dict[str, dict[str, object]] = {
 }
 NO_STUDENT = {"rnnt", "collapsed_kl", "one_best_kl"}
 """Need a joint network, which no student of the recipes has; see docs/losses.md for how they are used."""
-NO_CODES = {"mvq"}
-"""Needs a fitted quantiser; has a test of its own."""
+STORED = {"mvq"}
+"""Predicts codes that labelling fits; has a test of its own."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def records(folder: Path) -> list[dict[str, float]]:
     return [record for record in map(json.loads, lines) if record["kind"] == "train"]
 
 
-@pytest.mark.parametrize("loss", sorted(LOSSES.keys() - NO_STUDENT - NO_CODES))
+@pytest.mark.parametrize("loss", sorted(LOSSES.keys() - NO_STUDENT - STORED))
 def test_trains_from_a_recipe(loss: str, tmp_path: Path, prepared: Path, teacher: Path) -> None:
     losses: list[dict[str, object]] = [{"loss": loss, **OPTIONS.get(loss, {})}]
     if loss != "ctc":
@@ -109,6 +109,20 @@ def test_a_learned_projection_is_trained_and_resumed(tmp_path: Path, prepared: P
         start = torch.nn.Linear(16, 24)
     assert state["heads.hidden_mse.weight"].shape == (24, 16)
     assert not torch.equal(state["heads.hidden_mse.weight"], start.weight)
+
+
+def test_codes_are_fitted_stored_and_predicted(tmp_path: Path, prepared: Path, teacher: Path) -> None:
+    mvq = {"loss": "mvq", **LAYERS, "student_dim": 16, "num_codebooks": 2, "codebook_size": 8}
+    path = recipe_of(tmp_path, prepared, teacher, [mvq, {"loss": "ctc"}], folder="targets", nbest=0)
+    train(load_recipe(path))
+    assert (tmp_path / "targets" / "quantisers.safetensors").exists()
+    (line,) = records(tmp_path)
+    assert 0 < line["mvq"] <= 1.5 * 2 * math.log(8)
+    with pytest.raises(RecipeError, match=r"targets\.live: expected false, since mvq"):
+        load_recipe(path, ["targets.live=true"])
+    both = [mvq, {"loss": "hidden_cka", **LAYERS, "teacher_layer": "layer.1"}]
+    with pytest.raises(RecipeError, match="expected mvq alone on inner layers"):
+        load_recipe(path, [f"losses={json.dumps(both)}"])
 
 
 @pytest.mark.parametrize("loss", sorted(NO_STUDENT))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from asrkd.training.sections import OptimiserConfig
 from asrkd.training.schedule import learning_rate
+from asrkd.training.sections import OptimiserConfig
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
