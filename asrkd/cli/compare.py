@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from asrkd.cli.evaluate import read_parts
 from asrkd.cli.progress import console
 
 if TYPE_CHECKING:
@@ -29,11 +30,15 @@ def compare(
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for report.md, metrics.json and report.html.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Test sets as of asrkd evaluate, to listen to what changed on the page.")
+    ] = None,
     changed: Annotated[int, typer.Option(help="Utterances that changed most, to be shown.", min=0)] = 5,
 ) -> None:
     """Compare RESULTS: paired bootstrap, MAPSSWE, wins and losses, and the utterances that changed most."""
     from asrkd.evaluation.compare import compare as compare_two
     from asrkd.evaluation.compare import most_changed
+    from asrkd.evaluation.html import diagnostics_of, write_page
     from asrkd.evaluation.report import comparisons_of, console_table, headline, sentence, write_report
 
     entries = [_entry(given) for given in results]
@@ -54,6 +59,8 @@ def compare(
                 screen.print(_aligned(before, after, comparison.first, comparison.second))
     if out is not None:
         write_report(entries, comparisons, out)
+        parts = read_parts(data or [])
+        write_page(entries, comparisons, out, parts, diagnostics_of(entries, parts))
         typer.echo(out)
 
 

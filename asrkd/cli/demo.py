@@ -17,6 +17,8 @@ from asrkd.cli.progress import Report, console, stages
 from asrkd.cli.recipes import recipes_dir
 
 if TYPE_CHECKING:
+    from lhotse import CutSet
+
     from asrkd.evaluation.report import Entry
     from asrkd.training.recipe import Recipe
 
@@ -71,7 +73,7 @@ def demo(
     recipes = {role: load_recipe(path, overrides) for role, (path, *overrides) in commands.items()}
     with stages() as stage:
         entries = _evaluate(recipes, out, scale, seed, chosen, stage)
-    _report(entries, out)
+        _report(entries, out, stage)
     _try_it(recipes["distilled"], out)
 
 
@@ -111,14 +113,12 @@ def _train(arguments: list[str], device: str) -> None:
 
 
 def _evaluate(recipes: dict[str, Recipe], out: Path, scale: Scale, seed: int, device: str, stage: Stage) -> list[Entry]:
-    from lhotse import CutSet
-
     from asrkd.evaluation.decode import DecodingOptions
     from asrkd.evaluation.evaluate import EvaluationOptions, evaluate
     from asrkd.evaluation.report import Entry
     from asrkd.training.run import package_dir
 
-    parts = {part: CutSet.from_file(out / "corpus" / f"cuts_{part}.jsonl.gz") for part in TEST_PARTS}
+    parts = _test_parts(out)
     entries = []
     for role, recipe in recipes.items():
         # Each in the mode it is made for: the teacher by joint CTC/attention search, the students streaming, greedily.
@@ -137,16 +137,27 @@ def _evaluate(recipes: dict[str, Recipe], out: Path, scale: Scale, seed: int, de
     return entries
 
 
-def _report(entries: list[Entry], out: Path) -> None:
+def _test_parts(out: Path) -> dict[str, CutSet]:
+    from lhotse import CutSet
+
+    return {part: CutSet.from_file(out / "corpus" / f"cuts_{part}.jsonl.gz") for part in TEST_PARTS}
+
+
+def _report(entries: list[Entry], out: Path, stage: Stage) -> None:
+    from asrkd.evaluation.html import diagnostics_of, write_page
     from asrkd.evaluation.report import comparisons_of, console_table, sentence, write_report
 
+    report = stage("report")
+    parts = _test_parts(out)
     comparisons = comparisons_of(entries)
     rows = write_report(entries, comparisons, out)
+    page = write_page(entries, comparisons, out, parts, diagnostics_of(entries, parts))
+    report(1, 1, "")
     console().print(console_table(rows))
     for comparison in comparisons:
         for part, test in comparison.tests.items():
             console().print(sentence(comparison, part, test))
-    typer.echo(f"report: {out / 'report.md'}")
+    typer.echo(f"report: {page}")
 
 
 def _try_it(recipe: Recipe, out: Path) -> None:

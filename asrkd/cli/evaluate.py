@@ -47,12 +47,13 @@ def evaluate(
 ) -> None:
     """Measure PACKAGE on test sets: WER and CER with intervals, real-time factors, latency, size.
 
-    Writes result.json, utterances.jsonl (every alignment), report.md and metrics.json. Killed at any moment, the same
+    Writes result.json, utterances.jsonl (every alignment), report.md, report.html and metrics.json. Killed at any moment, the same
     command continues; what is already measured is not measured again.
     """
     from asrkd.evaluation.decode import DecodingOptions
     from asrkd.evaluation.evaluate import EvaluationOptions
     from asrkd.evaluation.evaluate import evaluate as run_evaluation
+    from asrkd.evaluation.html import write_page
     from asrkd.evaluation.normalise import normaliser as find_normaliser
     from asrkd.evaluation.report import Entry, console_table, headline, write_report
 
@@ -79,6 +80,7 @@ def evaluate(
         )
     entries = [Entry(result)]
     write_report(entries, [], folder)
+    write_page(entries, [], folder, parts)
     console().print(console_table(headline(entries)))
     typer.echo(folder)
 

@@ -38,6 +38,7 @@ class Diagnostics(BaseModel):
     Attributes:
         utterances: That were looked at.
         frames: Student frames.
+        frame_shift_ms: Of the student.
         chunk_ms: Audio of the student's chunk; ``None`` for full context.
         teacher_blank_mass: Mean probability of blank.
         student_blank_mass: The same of the student.
@@ -60,6 +61,7 @@ class Diagnostics(BaseModel):
 
     utterances: int
     frames: int
+    frame_shift_ms: float
     chunk_ms: float | None
     teacher_blank_mass: float
     student_blank_mass: float
@@ -146,6 +148,7 @@ def diagnose(
     return Diagnostics(
         utterances=len(everything),
         frames=sums.frames,
+        frame_shift_ms=shift_ms,
         chunk_ms=chunk * shift_ms if chunk else None,
         teacher_blank_mass=sums.teacher_blank / max(1, sums.frames),
         student_blank_mass=sums.student_blank / max(1, sums.frames),
