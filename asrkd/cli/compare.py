@@ -26,10 +26,14 @@ def compare(
         typer.Argument(
             help="Results of asrkd evaluate (folders), the first compared with each of the others. ROLE=FOLDER with "
             "the role teacher, alone or distilled gives the gap closed and compares alone with distilled; "
-            "ROLE:SEED=FOLDER for students of several seeds."
+            "ROLE:SEED=FOLDER for students of several seeds. A folder of results stands for all of them."
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for report.md, metrics.json and report.html.")] = None,
+    tests: Annotated[
+        bool,
+        typer.Option(help="Test differences; without, results need not be of the same audio (Pareto plots alone)."),
+    ] = True,
     data: Annotated[
         list[str] | None, typer.Option(help="Test sets as of asrkd evaluate, to listen to what changed on the page.")
     ] = None,
@@ -41,11 +45,13 @@ def compare(
     from asrkd.evaluation.html import diagnostics_of, write_page
     from asrkd.evaluation.report import comparisons_of, console_table, headline, sentence, write_report
 
-    entries = [_entry(given) for given in results]
+    entries = [entry for given in results for entry in _entries(given)]
     names = [e.result.name for e in entries]
     if len(entries) < 2 or len(set(names)) < len(names):
         raise ValueError(f"RESULTS: expected at least two with different names, found {', '.join(names)}")
-    comparisons = comparisons_of(entries) or [compare_two(entries[0].result, e.result) for e in entries[1:]]
+    comparisons = []
+    if tests:
+        comparisons = comparisons_of(entries) or [compare_two(entries[0].result, e.result) for e in entries[1:]]
     screen = console()
     screen.print(console_table(headline(entries)))
     for comparison in comparisons:
@@ -62,6 +68,17 @@ def compare(
         parts = read_parts(data or [])
         write_page(entries, comparisons, out, parts, diagnostics_of(entries, parts))
         typer.echo(out)
+
+
+def _entries(given: str) -> list[Entry]:
+    """The result that is named, or all in a folder of results."""
+    from asrkd.evaluation.report import Entry
+    from asrkd.evaluation.result import RESULT, load
+
+    inside = sorted(Path(given).glob(f"*/{RESULT}"))
+    if inside and not (Path(given) / RESULT).exists():
+        return [Entry(load(path.parent)) for path in inside]
+    return [_entry(given)]
 
 
 def _entry(given: str) -> Entry:

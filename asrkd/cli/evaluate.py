@@ -17,14 +17,17 @@ _MANIFESTS = "cuts_*.jsonl.gz"
 
 
 def evaluate(
-    package: Annotated[Path, typer.Argument(help="Model package (a folder), of a teacher or a student.")],
+    package: Annotated[
+        Path,
+        typer.Argument(help="Model package (a folder), of a teacher or a student; or the recipe (YAML) it came of."),
+    ],
     data: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="Test set: a manifest (cuts_PART.jsonl.gz), a part of a prepared corpus (CORPUS/PART), or a prepared "
-            "corpus with all its parts but train. May be given several times."
+            "corpus with all its parts but train. May be given several times. Default: what the recipe evaluates on."
         ),
-    ],
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the result; default: PACKAGE/evaluation.")] = None,
     normaliser: Annotated[str, typer.Option(help="none, librispeech or whisper-english; of both texts.")] = "none",
     streaming: Annotated[
@@ -65,6 +68,9 @@ def evaluate(
         chunk_frames=chunk_frames,
         left_context_frames=left_context_frames,
     )
+    package, data = _of_recipe(package, data or [])
+    if not data:
+        raise ValueError("--data: expected at least one test set, found none")
     parts = read_parts(data)
     folder = out or package / "evaluation"
     with stages() as stage:
@@ -83,6 +89,18 @@ def evaluate(
     write_page(entries, [], folder, parts)
     console().print(console_table(headline(entries)))
     typer.echo(folder)
+
+
+def _of_recipe(path: Path, data: list[str]) -> tuple[Path, list[str]]:
+    """The package and the test sets of a recipe; of a package what was given."""
+    if path.suffix not in (".yaml", ".yml"):
+        return path, data
+    from asrkd.training.recipe import load_recipe
+    from asrkd.training.run import package_dir
+
+    recipe = load_recipe(path)
+    own = recipe.evaluate.parts if recipe.evaluate else ()
+    return package_dir(recipe), data or [str(recipe.path(part)) for part in own]
 
 
 def read_parts(data: list[str]) -> dict[str, CutSet]:
