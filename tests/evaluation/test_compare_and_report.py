@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -156,3 +158,14 @@ def test_intervals_of_a_part_are_the_bootstraps():
         assert sum(e.reference_words for e in group.values()) == part.errors.reference_words
     assert sum(e.utterances for e in part.by_snr.values()) == sum(u.snr_db is not None for u in utterances)
     assert list(part.by_duration) == ["< 2 s", "2–5 s", "5–10 s", "10–15 s", "≥ 15 s"]
+
+
+def test_the_documented_keys_of_metrics_are_those_written(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    page = page[page.index("### `metrics.json`") :]
+    made_of = entries()
+    write_report(made_of, comparisons_of(made_of), tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    keys = {*metrics, *metrics["rows"][0], *metrics["comparisons"][0], *metrics["comparisons"][0]["tests"]["pooled"]}
+    keys |= set(metrics["rows"][0]["wer"]["test-clean"])
+    assert {key for key in keys if not re.search(rf"\b{key}\b", page)} == set()
