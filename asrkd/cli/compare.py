@@ -64,9 +64,10 @@ def compare(
             for before, after in pairs:
                 screen.print(_aligned(before, after, comparison.first, comparison.second))
     if out is not None:
-        write_report(entries, comparisons, out)
         parts = read_parts(data or [])
-        write_page(entries, comparisons, out, parts, diagnostics_of(entries, parts))
+        diagnostics = diagnostics_of(entries, parts)
+        write_report(entries, comparisons, out, diagnostics)
+        write_page(entries, comparisons, out, parts, diagnostics)
         typer.echo(out)
 
 

@@ -150,8 +150,9 @@ def _report(entries: list[Entry], out: Path, stage: Stage) -> None:
     report = stage("report")
     parts = _test_parts(out)
     comparisons = comparisons_of(entries)
-    rows = write_report(entries, comparisons, out)
-    page = write_page(entries, comparisons, out, parts, diagnostics_of(entries, parts))
+    diagnostics = diagnostics_of(entries, parts)
+    rows = write_report(entries, comparisons, out, diagnostics)
+    page = write_page(entries, comparisons, out, parts, diagnostics)
     report(1, 1, "")
     console().print(console_table(rows))
     for comparison in comparisons:

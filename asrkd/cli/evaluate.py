@@ -44,6 +44,9 @@ def evaluate(
         int | None, typer.Option(help="Output frames that a chunk may look back. Default: the model's own.")
     ] = None,
     speed: Annotated[bool, typer.Option(help="Measure real-time factors.")] = True,
+    streams: Annotated[
+        bool, typer.Option("--streams", help="Also measure how many live streams this device holds.")
+    ] = False,
     threads: Annotated[int, typer.Option(help="Threads while speed is measured.", min=1)] = 1,
     name: Annotated[str | None, typer.Option(help="Name in tables; default: the package's folder.")] = None,
     device: DeviceOption = "auto",
@@ -79,7 +82,7 @@ def evaluate(
             package,
             parts,
             folder,
-            EvaluationOptions(normaliser=normaliser, decoding=decoding, speed=speed, threads=threads),
+            EvaluationOptions(normaliser=normaliser, decoding=decoding, speed=speed, streams=streams, threads=threads),
             name=name,
             device=choose_device(device),
             report=bar,

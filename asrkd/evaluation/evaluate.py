@@ -21,6 +21,7 @@ import asrkd
 from asrkd.data.batching import load_batch
 from asrkd.evaluation import rtf, significance
 from asrkd.evaluation.decode import Decoded, DecodingOptions, Report, decode
+from asrkd.evaluation.footprint import Streams, measure_footprint, measure_streams
 from asrkd.evaluation.journal import Journal
 from asrkd.evaluation.latency import algorithmic_ms, default_chunk_frames
 from asrkd.evaluation.machine import describe
@@ -50,7 +51,8 @@ class EvaluationOptions(BaseModel):
     Attributes:
         normaliser: A key of `asrkd.evaluation.normalise.NORMALISERS`.
         decoding: How the model is decoded.
-        speed: Whether real-time factors are measured.
+        speed: Whether real-time factors, start-up and memory are measured.
+        streams: Whether the number of live streams that the device holds is measured too.
         speed_audio_s: Seconds of test audio for them.
         threads: Of torch's operators while timing.
         repeats: Timed repeats.
@@ -64,6 +66,7 @@ class EvaluationOptions(BaseModel):
     normaliser: str = "none"
     decoding: DecodingOptions = DecodingOptions()
     speed: bool = True
+    streams: bool = False
     speed_audio_s: float = Field(default=60.0, gt=0)
     threads: int = Field(default=1, ge=1)
     repeats: int = Field(default=3, ge=1)
@@ -133,12 +136,20 @@ def evaluate(
         decoding=options.decoding,
         parts={part: part_result([u for u in utterances if u.part == part], options) for part in cuts},
         speed=_speed(recogniser, next(iter(cuts.values())), options) if options.speed else (),
+        footprint=measure_footprint(path, device=device, threads=options.threads) if options.speed and path else None,
+        streams=_streams(recogniser, options),
         utterances=utterances,
     )
     if target is not None:
         save(result, target)
         journal.remove()
     return result
+
+
+def _streams(model: Recogniser, options: EvaluationOptions) -> Streams | None:
+    if not options.streams:
+        return None
+    return measure_streams(model, chunk_frames=options.decoding.chunk_frames, threads=options.threads)
 
 
 def model_facts(model: Recogniser, path: Path | None, weights_sha256: str, chunk_frames: int | None) -> ModelFacts:

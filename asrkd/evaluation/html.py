@@ -13,7 +13,7 @@ from asrkd.evaluation import plots
 from asrkd.evaluation.compare import Comparison
 from asrkd.evaluation.diagnostics import Diagnostics, diagnose
 from asrkd.evaluation.listening import Item, Posteriors, items
-from asrkd.evaluation.report import Entry, Row, headline, how_measured, sentence, table_cells
+from asrkd.evaluation.report import Entry, Row, headline, how_measured, sentence, speed_cells, table_cells
 from asrkd.evaluation.result import EvaluationResult
 from asrkd.models import package
 from asrkd.models.base import Recogniser
@@ -55,6 +55,7 @@ def write_page(
         _headline(rows),
         _section("Word error rate", _bars(rows)),
         _section("What accuracy costs", _pareto(rows)),
+        _section("Speed and memory", _speed(entries)),
         _section("Comparisons", _comparisons(comparisons)),
         _section("Delay and agreement with the teacher", _diagnostics(diagnostics or {})),
         _section("Most frequent errors", "".join(_confusions(result) for result in results)),
@@ -154,6 +155,11 @@ def _pareto(rows: Sequence[Row]) -> str:
     figures = "".join(f"<figure>{svg}</figure>" for svg in drawn if svg)
     note = '<p class="note">WER is the mean over test sets. The line joins systems that no other beats in both.</p>'
     return f'<div class="plots">{figures}</div>{note}' if figures else ""
+
+
+def _speed(entries: Sequence[Entry]) -> str:
+    headings, cells = speed_cells(entries)
+    return _table(headings, cells) if cells else ""
 
 
 def _comparisons(comparisons: Sequence[Comparison]) -> str:

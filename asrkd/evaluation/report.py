@@ -1,13 +1,14 @@
 """One table of what was lost and won, on the console, in ``report.md`` and in ``metrics.json``.
 
 ``metrics.json`` holds ``schema_version``, ``rows`` (one `Row` a system), ``comparisons`` (`Comparison` records),
-``gap_closed_over_seeds`` (an `IntervalRecord` or null), ``normaliser`` and ``machine``. Rates are fractions.
+``gap_closed_over_seeds`` (an `IntervalRecord` or null), ``speed`` and ``diagnostics`` by system, ``normaliser`` and
+``machine``. Rates are fractions.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from rich.table import Table
 from asrkd.data.files import write_atomically
 from asrkd.evaluation import significance
 from asrkd.evaluation.compare import Comparison, PairedTest, compare, paired
+from asrkd.evaluation.diagnostics import Diagnostics
 from asrkd.evaluation.result import EvaluationResult, IntervalRecord, interval_record
 
 SCHEMA_VERSION = 1
@@ -141,13 +143,19 @@ def gap_closed_over_seeds(entries: Sequence[Entry]) -> IntervalRecord | None:
     return interval_record(gap, "seeds")
 
 
-def write_report(entries: Sequence[Entry], comparisons: Sequence[Comparison], folder: str | Path) -> list[Row]:
+def write_report(
+    entries: Sequence[Entry],
+    comparisons: Sequence[Comparison],
+    folder: str | Path,
+    diagnostics: Mapping[str, Diagnostics] | None = None,
+) -> list[Row]:
     """Writes ``report.md`` and ``metrics.json``.
 
     Args:
         entries: In the order of the table.
         comparisons: Usually `comparisons_of`.
         folder: Made where it is missing.
+        diagnostics: Of students beside their teacher, by name.
 
     Returns:
         The rows of the table.
@@ -167,6 +175,8 @@ def write_report(entries: Sequence[Entry], comparisons: Sequence[Comparison], fo
         "rows": [row.model_dump(mode="json") for row in rows],
         "comparisons": [c.model_dump(mode="json") for c in comparisons],
         "gap_closed_over_seeds": seeds and seeds.model_dump(mode="json"),
+        "speed": {e.result.name: _speed_record(e.result) for e in entries},
+        "diagnostics": {name: seen.model_dump(mode="json") for name, seen in (diagnostics or {}).items()},
     }
     write_atomically(folder / "metrics.json", (json.dumps(metrics, indent=1, ensure_ascii=False) + "\n").encode())
     write_atomically(folder / "report.md", _markdown(rows, entries, comparisons, seeds).encode())
@@ -206,6 +216,43 @@ def table_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         for row in rows
     ]
     return headings, cells
+
+
+def speed_cells(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of every timing, with what the process took; no cells where nothing was timed.
+
+    Args:
+        entries: Of the report.
+    """
+    headings = ["System", "Mode", "Batch", "Threads", "RTF [fastest, slowest repeat]", "RTFx", "Chunk", "Chunk p99"]
+    headings += ["Slowest chunk", "Start-up", "Peak memory", "Multiply–adds", "Streams held"]
+    cells = []
+    for entry in entries:
+        result = entry.result
+        foot, held, macs = result.footprint, result.streams, result.model.macs_per_audio_second
+        once = [
+            "–" if foot is None else f"{foot.start_up_s:.1f} s",
+            "–" if foot is None else f"{foot.peak_host_bytes / 1e6:.0f} MB",
+            "–" if macs is None else f"{macs / 1e6:.0f} M/s",
+            "–" if held is None else f"{held.streams} ({held.threads} thr.)",
+        ]
+        for timing in result.speed:
+            chunks = (timing.chunk_ms, timing.chunk_p99_ms, timing.chunk_slowest_ms)
+            ms = ["–" if value is None else f"{value:.1f} ms" for value in chunks]
+            rtf = f"{timing.rtf:.4f} [{timing.rtf_low:.4f}, {timing.rtf_high:.4f}]"
+            how = [timing.mode, str(timing.batch), str(timing.threads), rtf, f"{timing.rtfx:.0f}"]
+            cells.append([result.name, *how, *ms, *once])
+            once = ["", "", "", ""]
+    return headings, cells
+
+
+def _speed_record(result: EvaluationResult) -> dict[str, Any]:
+    return {
+        "timings": [timing.model_dump(mode="json") for timing in result.speed],
+        "footprint": result.footprint and result.footprint.model_dump(mode="json"),
+        "streams": result.streams and result.streams.model_dump(mode="json"),
+        "macs_per_audio_second": result.model.macs_per_audio_second,
+    }
 
 
 def console_table(rows: Sequence[Row]) -> Table:
@@ -286,6 +333,16 @@ def _markdown(
             cer = "–" if e.cer is None else f"{100 * e.cer:.2f} %"
             counts = (e.utterances, e.reference_words, e.substitutions, e.deletions, e.insertions)
             lines.append(_markdown_row([entry.result.name, part, *map(str, counts), cer]))
+    headings, cells = speed_cells(entries)
+    if cells:
+        lines += [
+            "",
+            "## Speed and memory",
+            "",
+            _markdown_row(headings),
+            _markdown_row(["---"] * 2 + ["---:"] * (len(headings) - 2)),
+        ]
+        lines += [_markdown_row(line) for line in cells]
     lines += ["", "## How this was measured", "", *(f"- {line}" for line in how_measured(entries))]
     return "\n".join(lines) + "\n"
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationErr
 from asrkd.data.files import write_atomically
 from asrkd.evaluation import significance
 from asrkd.evaluation.decode import DecodingOptions
+from asrkd.evaluation.footprint import Footprint, Streams
 from asrkd.evaluation.machine import Machine
 from asrkd.evaluation.rtf import Timing
 from asrkd.evaluation.wer import Edit, Operation, UtteranceScore, WerResult, rate
@@ -164,6 +165,8 @@ class EvaluationResult(_Record):
         decoding: How it was decoded.
         parts: Figures of each test set.
         speed: Real-time factors; empty where they were not asked for.
+        footprint: Start-up and memory of a package; ``None`` where they were not asked for.
+        streams: How many live streams the device holds, where asked for.
         utterances: Of all parts; kept in ``utterances.jsonl`` instead of ``result.json``.
     """
 
@@ -177,6 +180,8 @@ class EvaluationResult(_Record):
     decoding: DecodingOptions
     parts: dict[str, PartResult]
     speed: tuple[Timing, ...] = ()
+    footprint: Footprint | None = None
+    streams: Streams | None = None
     utterances: SkipValidation[tuple[Utterance, ...]] = Field(default=(), exclude=True, repr=False)
 
     def of_part(self, part: str) -> list[Utterance]:

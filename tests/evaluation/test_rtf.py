@@ -1,8 +1,10 @@
 import pytest
 import torch
 
+from asrkd.evaluation.footprint import measure_footprint, measure_streams
 from asrkd.evaluation.machine import describe
 from asrkd.evaluation.rtf import macs_per_audio_second, measure_offline, measure_streaming
+from asrkd.models import package
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +51,20 @@ def test_machine():
     assert machine.cpu_cores >= 1
     assert machine.gpu is None
     assert machine.torch == torch.__version__
+
+
+def test_a_fresh_process_tells_its_start_up_and_memory(student, tmp_path):
+    package.save(student, tmp_path / "package")
+    found = measure_footprint(tmp_path / "package")
+    assert 0 < found.start_up_s < 300 and found.peak_host_bytes > 50e6 and found.threads == 1
+    with pytest.raises(OSError, match="config.json is missing"):
+        measure_footprint(tmp_path)
+
+
+def test_streams_are_doubled_until_one_chunk_is_late(student):
+    held = measure_streams(student, limit=4, chunks=2)
+    assert held.streams == 4 and held.beyond_ms is None and 0 < held.slowest_ms <= held.chunk_ms == 320
+    before = torch.get_num_threads()
+    late = measure_streams(student, limit=2**30, chunks=1)
+    assert late.beyond_ms is not None and late.beyond_ms > 320 >= late.slowest_ms and late.streams >= 4
+    assert torch.get_num_threads() == before
