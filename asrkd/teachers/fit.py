@@ -90,10 +90,15 @@ class _Fit:
 
 
 def retokenised(nbest: NBest, tokenizer: Tokenizer, case: Case = "keep") -> NBest:
-    """Hypotheses with the student's tokens of the same text; token times and confidences are lost."""
-    return tuple(
-        replace(h, tokens=tuple(tokenizer.encode(cased(h.text, case))), times_s=None, confidences=None) for h in nbest
-    )
+    """Hypotheses with the student's tokens of the same text; token times and confidences are lost.
+
+    What the student cannot write (punctuation of a Whisper, say) is left out rather than taught as the unknown token.
+    """
+
+    def tokens(text: str) -> tuple[int, ...]:
+        return tuple(token for token in tokenizer.encode(cased(text, case)) if token != UNKNOWN_ID)
+
+    return tuple(replace(h, tokens=tokens(h.text), times_s=None, confidences=None) for h in nbest)
 
 
 def time_aligned(

@@ -73,10 +73,10 @@ def _plan(path: Path, overrides: list[str], device: str, seen: tuple[Path, ...])
     handed = [text for text in overrides if text.split("=")[0].split(".")[0] in HANDED_DOWN]
     for other in recipe.teacher_recipes:
         for step in _plan(other, handed, device, (*seen, path.resolve())):
-            if step.stage != "prepare":
-                steps.append(Step("teacher", step.recipe, step.command, step.done))
-            elif step.command not in [known.command for known in steps]:
-                steps.append(step)
+            if step.command in [known.command for known in steps]:
+                continue
+            stage: StageName = "prepare" if step.stage == "prepare" else "teacher"
+            steps.append(Step(stage, step.recipe, step.command, step.done))
     trained = (package_dir(recipe) / package.CONFIG).exists()
     if recipe.teacher is not None and recipe.targets is not None and not recipe.targets.live:
         steps.append(Step("label", recipe, ("label", *words), trained))

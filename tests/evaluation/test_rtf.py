@@ -57,7 +57,7 @@ def test_a_fresh_process_tells_its_start_up_and_memory(student, tmp_path):
     package.save(student, tmp_path / "package")
     found = measure_footprint(tmp_path / "package")
     assert 0 < found.start_up_s < 300 and found.peak_host_bytes > 50e6 and found.threads == 1
-    with pytest.raises(OSError, match="config.json is missing"):
+    with pytest.raises(OSError, match=r"config\.json is missing"):
         measure_footprint(tmp_path)
 
 

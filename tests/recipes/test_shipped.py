@@ -12,6 +12,7 @@ from asrkd.cli.recipes import recipes_dir
 from asrkd.training.pipeline import plan
 from asrkd.training.recipe import Recipe, load_recipe, read_yaml
 from asrkd.training.run import train
+from tests.teachers.small import small_ctc
 
 RECIPES = sorted(path for path in recipes_dir().rglob("*.yaml") if "output" in read_yaml(path))
 SMALL = {
@@ -68,7 +69,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Callabl
             workdir = folders.setdefault(path.parent.name, tmp_path_factory.mktemp(path.parent.name))
             if not load_recipe(path).teacher_recipes and (package := load_recipe(path).tokenizer.package) is not None:
                 make(next(p for p in RECIPES if p.parent == path.parent and load_recipe(p).output == package.parent))
-            train(load_recipe(path, small(load_recipe(path), prepared, workdir)))
+            changes = small(load_recipe(path), prepared, workdir)
+            if load_recipe(path).teacher is not None and not load_recipe(path).teacher_packages:
+                changes.append(f"teacher={local_teacher(load_recipe(path), workdir)}")
+            train(load_recipe(path, changes))
             done[path] = workdir
         return done[path]
 
@@ -110,6 +114,20 @@ def small(recipe: Recipe, corpus: Path, workdir: Path) -> list[str]:
         changes += [f"losses.{place}.{key}=layer.0" for key in ("student_layer", "teacher_layer") if key in term]
         changes += [f"losses.{place}.{key}=16" for key in ("student_dim", "teacher_dim") if key in term]
     return changes
+
+
+def local_teacher(recipe: Recipe, workdir: Path) -> str:
+    """In place of a pretrained teacher, which tests cannot download: a small random one of Hugging Face, opened for real.
+
+    The adapters of the other libraries are tested with small models of their own in tests/teachers.
+    """
+    pytest.importorskip("transformers", reason="the extra hf is not installed")
+    folder = workdir / "small_ctc"
+    if not folder.exists():
+        small_ctc(folder)
+    one = {"kind": "huggingface", "source": str(folder)}
+    assert recipe.teacher is not None
+    return json.dumps({"kind": "ensemble", "members": [one, one]} if recipe.teacher.kind == "ensemble" else one)
 
 
 def recipe_has_decoder(recipe: Recipe) -> bool:

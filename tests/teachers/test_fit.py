@@ -154,3 +154,9 @@ def test_what_does_not_fit_counts_for_nothing() -> None:
 def test_transcripts_change_case_and_tokens() -> None:
     (one,) = retokenised((Hypothesis((7, 7), "twenty one", -2.0),), PIECES, case="upper")
     assert PIECES.decode(one.tokens) == "TWENTY ONE" and one.score == -2.0
+
+
+@pytest.mark.parametrize("tokenizer", [CHARACTERS, PIECES], ids=["characters", "pieces"])
+def test_what_the_student_cannot_write_is_left_out(tokenizer: object) -> None:
+    (one,) = retokenised((Hypothesis((), "One, two… THREE.", 0.0),), tokenizer, case="upper")  # type: ignore[arg-type]
+    assert tokenizer.decode(one.tokens) == "ONE TWO THREE"  # type: ignore[attr-defined]
