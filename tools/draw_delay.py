@@ -1,6 +1,6 @@
 """Draw where a teacher and a student spike in one utterance, and which frames each blank policy keeps (docs/img/delay.svg).
 
-    python tools/draw_delay.py --teacher TEACHER --student STUDENT --cuts CUTS [--index 3] --out docs/img/delay.svg
+python tools/draw_delay.py --teacher TEACHER --student STUDENT --cuts CUTS [--index 3] --out docs/img/delay.svg
 """
 
 from __future__ import annotations
