@@ -16,7 +16,8 @@ LEVELS = [
     {"losses", "data", "decoding"},
     {"models"},
     {"teachers", "targets", "streaming"},
-    {"training", "evaluation", "export"},
+    {"training", "evaluation"},
+    {"export"},
     {"cli"},
 ]
 ROOT = Path(asrkd.__file__).parent

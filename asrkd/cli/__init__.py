@@ -28,6 +28,7 @@ def _register() -> None:
     from asrkd.cli.compare import compare
     from asrkd.cli.demo import demo
     from asrkd.cli.evaluate import evaluate
+    from asrkd.cli.export import export
     from asrkd.cli.filter import filter_labels
     from asrkd.cli.inspect import inspect
     from asrkd.cli.label import label
@@ -39,7 +40,7 @@ def _register() -> None:
 
     app.command()(demo)
     app.add_typer(prepare, name="prepare")
-    for verb in (run, train, label, inspect, evaluate, compare, transcribe, losses):
+    for verb in (run, train, label, inspect, evaluate, compare, transcribe, export, losses):
         app.command()(verb)
     app.command("filter")(filter_labels)
 

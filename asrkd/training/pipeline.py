@@ -144,6 +144,9 @@ def _export(recipe: Recipe) -> list[Step]:
         return []
     out = recipe.output_dir / settings.to
     command = ["export", str(package_dir(recipe)), "--to", settings.to, "--out", str(out)]
-    command += ["--int8"] if settings.int8 else []
+    if settings.int8:
+        parts = recipe.evaluate.parts if recipe.evaluate else ()
+        command += ["--int8", "--normaliser", recipe.normaliser]
+        command += [word for part in parts for word in ("--data", str(recipe.path(part)))]
     done = out.is_dir() and any(out.glob("*.onnx"))
     return [Step("export", recipe, tuple(command), done)]
