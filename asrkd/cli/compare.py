@@ -43,7 +43,8 @@ def compare(
     from asrkd.evaluation.compare import compare as compare_two
     from asrkd.evaluation.compare import most_changed
     from asrkd.evaluation.html import diagnostics_of, write_page
-    from asrkd.evaluation.report import comparisons_of, console_table, headline, sentence, write_report
+    from asrkd.evaluation.report import comparisons_of, console_table, headline, sentence
+    from asrkd.evaluation.write import write_report
 
     entries = [entry for given in results for entry in _entries(given)]
     names = [e.result.name for e in entries]

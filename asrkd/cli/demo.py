@@ -145,7 +145,8 @@ def _test_parts(out: Path) -> dict[str, CutSet]:
 
 def _report(entries: list[Entry], out: Path, stage: Stage) -> None:
     from asrkd.evaluation.html import diagnostics_of, write_page
-    from asrkd.evaluation.report import comparisons_of, console_table, sentence, write_report
+    from asrkd.evaluation.report import comparisons_of, console_table, sentence
+    from asrkd.evaluation.write import write_report
 
     report = stage("report")
     parts = _test_parts(out)

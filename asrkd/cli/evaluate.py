@@ -61,7 +61,8 @@ def evaluate(
     from asrkd.evaluation.evaluate import evaluate as run_evaluation
     from asrkd.evaluation.html import write_page
     from asrkd.evaluation.normalise import normaliser as find_normaliser
-    from asrkd.evaluation.report import Entry, console_table, headline, write_report
+    from asrkd.evaluation.report import Entry, console_table, headline
+    from asrkd.evaluation.write import write_report
 
     find_normaliser(normaliser)
     if joint + streaming + rescore > 1:

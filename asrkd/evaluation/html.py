@@ -13,7 +13,17 @@ from asrkd.evaluation import plots
 from asrkd.evaluation.compare import Comparison
 from asrkd.evaluation.diagnostics import Diagnostics, diagnose
 from asrkd.evaluation.listening import Item, Posteriors, items
-from asrkd.evaluation.report import Entry, Row, headline, how_measured, sentence, speed_cells, table_cells
+from asrkd.evaluation.report import (
+    Entry,
+    Row,
+    breakdown_cells,
+    diagnostics_cells,
+    headline,
+    how_measured,
+    sentence,
+    speed_cells,
+    table_cells,
+)
 from asrkd.evaluation.result import EvaluationResult
 from asrkd.models import package
 from asrkd.models.base import Recogniser
@@ -33,7 +43,7 @@ def write_page(
     """Write ``report.html``.
 
     Args:
-        entries: As of ``asrkd.evaluation.report.write_report``.
+        entries: As of ``asrkd.evaluation.write.write_report``.
         comparisons: The same.
         folder: Must be there.
         cuts: Of each test set, for the utterances to listen to; their models are read from the packages that the results
@@ -59,7 +69,7 @@ def write_page(
         _section("Comparisons", _comparisons(comparisons)),
         _section("Delay and agreement with the teacher", _diagnostics(diagnostics or {})),
         _section("Most frequent errors", "".join(_confusions(result) for result in results)),
-        _section("By length, noise and speaker", "".join(_breakdown(result) for result in results)),
+        _section("By length, noise and speaker", "".join(_breakdown(entry) for entry in entries)),
         _section("Listen", "".join(_item(item) for item in heard)),
         _section("How this was measured", _list(how_measured(entries))),
     ]
@@ -181,30 +191,8 @@ def _diagnostics(found: Mapping[str, Diagnostics]) -> str:
         ]
     if not figures:
         return ""
-    headings = [
-        "System",
-        "Emission delay median",
-        "p90",
-        "First partial median",
-        "Words revised",
-        "Agreement on spikes",
-    ]
-    headings += ["Blank mass (teacher)", "Blank mass"]
-    cells = [
-        [
-            name,
-            "–" if s.emission_delay_ms is None else f"{s.emission_delay_ms.median:.0f} ms",
-            "–" if s.emission_delay_ms is None else f"{s.emission_delay_ms.p90:.0f} ms",
-            "–" if s.first_partial_ms is None else f"{s.first_partial_ms.median:.0f} ms",
-            "–" if s.revised_words is None else f"{100 * s.revised_words:.1f} %",
-            "–" if s.agreement is None else f"{100 * s.agreement:.0f} %",
-            f"{100 * s.teacher_blank_mass:.0f} %",
-            f"{100 * s.student_blank_mass:.0f} %",
-        ]
-        for name, s in found.items()
-    ]
     drawn = "".join(f"<figure>{svg}</figure>" for svg in figures if svg)
-    return f'{_table(headings, cells)}<div class="plots">{drawn}</div>'
+    return f'{_table(*diagnostics_cells(found))}<div class="plots">{drawn}</div>'
 
 
 def _confusions(result: EvaluationResult) -> str:
@@ -217,16 +205,10 @@ def _confusions(result: EvaluationResult) -> str:
     return f"<details><summary>{escape(result.name)}</summary><div>{lines}</div></details>"
 
 
-def _breakdown(result: EvaluationResult) -> str:
-    cells = []
-    for part, found in result.parts.items():
-        for title, groups in (("length", found.by_duration), ("SNR", found.by_snr), ("speaker", found.by_speaker)):
-            ordered = sorted(groups.items(), key=lambda g: -(g[1].wer or 0)) if title == "speaker" else groups.items()
-            for name, rates in list(ordered)[:8]:
-                wer = "–" if rates.wer is None else f"{100 * rates.wer:.2f} %"
-                cells.append([part, title, name, str(rates.utterances), str(rates.reference_words), wer])
-    table = _table(["Test set", "By", "Group", "Utterances", "Words", "WER"], cells)
-    return f"<details><summary>{escape(result.name)} <small>(speakers: the eight worst)</small></summary><div>{table}</div></details>"
+def _breakdown(entry: Entry) -> str:
+    table = _table(*breakdown_cells([entry], speakers=8))
+    note = "<small>(speakers: the eight worst)</small>"
+    return f"<details><summary>{escape(entry.result.name)} {note}</summary><div>{table}</div></details>"
 
 
 def _item(item: Item) -> str:

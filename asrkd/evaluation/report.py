@@ -1,28 +1,19 @@
-"""One table of what was lost and won, on the console, in ``report.md`` and in ``metrics.json``.
-
-``metrics.json`` holds ``schema_version``, ``rows`` (one `Row` a system), ``comparisons`` (`Comparison` records),
-``gap_closed_over_seeds`` (an `IntervalRecord` or null), ``speed`` and ``diagnostics`` by system, ``normaliser`` and
-``machine``. Rates are fractions.
-"""
+"""One table of what was lost and won, and the words around it, the same wherever they are shown."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
-from asrkd.data.files import write_atomically
 from asrkd.evaluation import significance
 from asrkd.evaluation.compare import Comparison, PairedTest, compare, paired
 from asrkd.evaluation.diagnostics import Diagnostics
-from asrkd.evaluation.result import EvaluationResult, IntervalRecord, interval_record
+from asrkd.evaluation.result import EvaluationResult, IntervalRecord, PartResult, interval_record
 
-SCHEMA_VERSION = 1
 Role = Literal["teacher", "alone", "distilled"]
 
 
@@ -143,46 +134,6 @@ def gap_closed_over_seeds(entries: Sequence[Entry]) -> IntervalRecord | None:
     return interval_record(gap, "seeds")
 
 
-def write_report(
-    entries: Sequence[Entry],
-    comparisons: Sequence[Comparison],
-    folder: str | Path,
-    diagnostics: Mapping[str, Diagnostics] | None = None,
-) -> list[Row]:
-    """Writes ``report.md`` and ``metrics.json``.
-
-    Args:
-        entries: In the order of the table.
-        comparisons: Usually `comparisons_of`.
-        folder: Made where it is missing.
-        diagnostics: Of students beside their teacher, by name.
-
-    Returns:
-        The rows of the table.
-
-    Raises:
-        ValueError: As `headline`.
-        OSError: If a file cannot be written.
-    """
-    rows = headline(entries)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    seeds = gap_closed_over_seeds(entries)
-    metrics: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "normaliser": entries[0].result.normaliser,
-        "machine": entries[0].result.machine.model_dump(mode="json"),
-        "rows": [row.model_dump(mode="json") for row in rows],
-        "comparisons": [c.model_dump(mode="json") for c in comparisons],
-        "gap_closed_over_seeds": seeds and seeds.model_dump(mode="json"),
-        "speed": {e.result.name: _speed_record(e.result) for e in entries},
-        "diagnostics": {name: seen.model_dump(mode="json") for name, seen in (diagnostics or {}).items()},
-    }
-    write_atomically(folder / "metrics.json", (json.dumps(metrics, indent=1, ensure_ascii=False) + "\n").encode())
-    write_atomically(folder / "report.md", _markdown(rows, entries, comparisons, seeds).encode())
-    return rows
-
-
 def table_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of the headline table as text, the same wherever it is shown.
 
@@ -246,13 +197,64 @@ def speed_cells(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     return headings, cells
 
 
-def _speed_record(result: EvaluationResult) -> dict[str, Any]:
-    return {
-        "timings": [timing.model_dump(mode="json") for timing in result.speed],
-        "footprint": result.footprint and result.footprint.model_dump(mode="json"),
-        "streams": result.streams and result.streams.model_dump(mode="json"),
-        "macs_per_audio_second": result.model.macs_per_audio_second,
-    }
+def diagnostics_cells(found: Mapping[str, Diagnostics]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of students beside their teacher.
+
+    Args:
+        found: By the student's name.
+    """
+    headings = [
+        "System",
+        "Emission delay median",
+        "p90",
+        "First partial median",
+        "Words revised",
+        "Agreement on spikes",
+    ]
+    headings += ["Blank mass (teacher)", "Blank mass"]
+    cells = [
+        [
+            name,
+            "–" if s.emission_delay_ms is None else f"{s.emission_delay_ms.median:.0f} ms",
+            "–" if s.emission_delay_ms is None else f"{s.emission_delay_ms.p90:.0f} ms",
+            "–" if s.first_partial_ms is None else f"{s.first_partial_ms.median:.0f} ms",
+            "–" if s.revised_words is None else f"{100 * s.revised_words:.1f} %",
+            "–" if s.agreement is None else f"{100 * s.agreement:.0f} %",
+            f"{100 * s.teacher_blank_mass:.0f} %",
+            f"{100 * s.student_blank_mass:.0f} %",
+        ]
+        for name, s in found.items()
+    ]
+    return headings, cells
+
+
+def most_frequent(part: PartResult, each: int = 5) -> list[tuple[str, str, int]]:
+    """The most frequent substitutions, deletions and insertions ``(reference, recognised, count)`` of a test set.
+
+    Args:
+        part: Its figures.
+        each: Of each kind at most.
+    """
+    return [*part.substitutions[:each], *part.deletions[:each], *part.insertions[:each]]
+
+
+def breakdown_cells(entries: Sequence[Entry], speakers: int = 0) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of WER by length, SNR and, worst first, speaker.
+
+    Args:
+        entries: Of the report.
+        speakers: How many of them.
+    """
+    cells = []
+    for entry in entries:
+        for part, found in entry.result.parts.items():
+            worst = sorted(found.by_speaker.items(), key=lambda g: -(g[1].wer or 0))[:speakers]
+            for title, groups in (("length", found.by_duration), ("SNR", found.by_snr), ("speaker", dict(worst))):
+                for name, rates in groups.items():
+                    wer = "–" if rates.wer is None else f"{100 * rates.wer:.2f} %"
+                    counts = [str(rates.utterances), str(rates.reference_words)]
+                    cells.append([entry.result.name, part, title, name, *counts, wer])
+    return ["System", "Test set", "By", "Group", "Utterances", "Words", "WER"], cells
 
 
 def console_table(rows: Sequence[Row]) -> Table:
@@ -314,39 +316,6 @@ def sentence(comparison: Comparison, part: str, test: PairedTest) -> str:
     return "; ".join(parts) + f"; {test.wins} won, {test.ties} tied, {test.losses} lost"
 
 
-def _markdown(
-    rows: Sequence[Row], entries: Sequence[Entry], comparisons: Sequence[Comparison], seeds: IntervalRecord | None
-) -> str:
-    headings, cells = table_cells(rows)
-    lines = ["# Evaluation", "", _markdown_row(headings), _markdown_row(["---", *["---:"] * (len(headings) - 1)])]
-    lines += [_markdown_row(line) for line in cells]
-    if comparisons:
-        lines += ["", "## Comparisons", ""]
-        lines += [f"- {sentence(c, part, test)}" for c in comparisons for part, test in c.tests.items()]
-    if seeds is not None:
-        lines += ["", f"Gap closed over {seeds.blocks} seeds: {percent(seeds, digits=0)}."]
-    lines += ["", "## Counts", "", _markdown_row(["System", "Test set", "Utterances", "Words", "S", "D", "I", "CER"])]
-    lines.append(_markdown_row(["---", "---", *["---:"] * 6]))
-    for entry in entries:
-        for part, found in entry.result.parts.items():
-            e = found.errors
-            cer = "–" if e.cer is None else f"{100 * e.cer:.2f} %"
-            counts = (e.utterances, e.reference_words, e.substitutions, e.deletions, e.insertions)
-            lines.append(_markdown_row([entry.result.name, part, *map(str, counts), cer]))
-    headings, cells = speed_cells(entries)
-    if cells:
-        lines += [
-            "",
-            "## Speed and memory",
-            "",
-            _markdown_row(headings),
-            _markdown_row(["---"] * 2 + ["---:"] * (len(headings) - 2)),
-        ]
-        lines += [_markdown_row(line) for line in cells]
-    lines += ["", "## How this was measured", "", *(f"- {line}" for line in how_measured(entries))]
-    return "\n".join(lines) + "\n"
-
-
 def how_measured(entries: Sequence[Entry]) -> list[str]:
     """What the figures depend on, in sentences.
 
@@ -395,10 +364,6 @@ def _partner(entry: Entry, entries: Sequence[Entry], role: Role) -> Entry | None
 def _pooled_wer(result: EvaluationResult) -> float:
     errors = sum(p.errors.substitutions + p.errors.deletions + p.errors.insertions for p in result.parts.values())
     return errors / max(1, sum(p.errors.reference_words for p in result.parts.values()))
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _threads(count: int | None) -> str:

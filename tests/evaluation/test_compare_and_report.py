@@ -13,9 +13,9 @@ from asrkd.evaluation.report import (
     console_table,
     gap_closed_over_seeds,
     headline,
-    write_report,
 )
 from asrkd.evaluation.result import load, save
+from asrkd.evaluation.write import write_report
 
 from . import made
 
