@@ -10,13 +10,14 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import speechbrain as sb
 import torch
+from filelock import FileLock, Timeout
 from lhotse import CutSet
 
 from asrkd.data.batching import AudioCache, BatchSource, load_batch, with_speeds
@@ -79,7 +80,7 @@ def train(recipe: Recipe, *, device: str = "cpu", stage: Stage = lambda name: no
         raise RecipeError("\n".join(problems))
     folder = recipe.output_dir
     folder.mkdir(parents=True, exist_ok=True)
-    with _process_group(device) as device:
+    with _process_group(device) as device, _alone_in(folder):
         identity = _identity(recipe)
         _same_run_or_new(folder, identity)
         if (package_dir(recipe) / package.CONFIG).exists():
@@ -382,6 +383,23 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     if not sb.utils.distributed.if_main_process():
         return
     write_atomically(path, json.dumps(content, indent=1).encode())
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes (say what a killed parent left behind) from training into the same folder.
+
+    Raises:
+        RecipeError: If one does.
+    """
+    if not sb.utils.distributed.if_main_process():
+        yield
+        return
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise RecipeError(f"{folder}: another process is training here; wait for it or end it") from None
 
 
 @contextlib.contextmanager

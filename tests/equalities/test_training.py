@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 RECIPE = """
@@ -82,6 +83,15 @@ def test_the_same_command_again_skips(tmp_path: Path, prepared: Path) -> None:
     assert (tmp_path / "once" / "package" / "config.json").stat().st_mtime_ns == before
     other = subprocess.run([*command(recipe), "training.epochs=1", "seed=9"], capture_output=True, text=True)
     assert other.returncode == 2 and "seed" in other.stderr and other.stderr.count("\n") == 1
+
+
+def test_two_at_once_are_refused(tmp_path: Path, prepared: Path) -> None:
+    recipe = write_recipe(tmp_path, prepared, "both")
+    (tmp_path / "both").mkdir()
+    with FileLock(tmp_path / "both" / ".lock"):
+        answer = subprocess.run(command(recipe), capture_output=True, text=True)
+    assert answer.returncode == 2 and "another process is training here" in answer.stderr
+    assert not (tmp_path / "both" / "package").exists()
 
 
 def test_two_ranks_equal_one(tmp_path: Path, prepared: Path) -> None:
