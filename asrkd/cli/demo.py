@@ -69,8 +69,8 @@ def demo(
     with stages() as stage:
         _corpus(out, scale, seed, stage)
     cores = min(2, usable_cores()) if chosen == "cpu" else 1
-    commands = _commands(out, scale, seed, cores)
-    run(["train", *commands["teacher"], "--device", chosen], processes=cores)
+    commands = _commands(out, scale, seed)
+    run(["train", *commands["teacher"], "--device", chosen])
     run(["label", *commands["distilled"], "--device", chosen], processes=cores)
     students = {role: ["train", *commands[role], "--device", chosen] for role in ("alone", "distilled")}
     if cores > 1:
@@ -101,16 +101,12 @@ def _corpus(out: Path, scale: Scale, seed: int, stage: Stage) -> None:
     prepare_librispeech(out / "audio", out / "corpus")
 
 
-def _commands(out: Path, scale: Scale, seed: int, cores: int) -> dict[str, list[str]]:
-    """For each system its recipe and what the demo changes in it, as `asrkd train` takes them.
-
-    The teacher takes two micro-batches a step, from two processes or one after the other in one: the same steps.
-    """
+def _commands(out: Path, scale: Scale, seed: int) -> dict[str, list[str]]:
+    """For each system its recipe and what the demo changes in it, as `asrkd train` takes them."""
     folder = recipes_dir() / "spoken_numbers"
     place = [f"workdir={out}", f"seed={seed}"]
-    halves = ["data.max_duration_s=9", f"training.accumulate={2 // cores}"]
     return {
-        "teacher": [str(folder / "teacher.yaml"), *place, *halves, *scale.teacher],
+        "teacher": [str(folder / "teacher.yaml"), *place, *scale.teacher],
         "alone": [str(folder / "student_alone.yaml"), *place, *scale.student],
         "distilled": [str(folder / "student_distilled.yaml"), *place, *scale.student],
     }

@@ -33,6 +33,7 @@ from asrkd.losses.objective import Objective, ObjectiveOutput
 from asrkd.models.base import Recogniser
 from asrkd.teachers.base import Teacher
 from asrkd.training.checkpoints import AtomicCheckpointer
+from asrkd.training.dropout import quicken_dropout
 from asrkd.training.loader import Group, GroupSampler
 from asrkd.training.logs import Progress, RunLog, no_progress
 from asrkd.training.recipe import Recipe
@@ -91,6 +92,8 @@ class Distiller(sb.Brain):
     ) -> None:
         self.recipe = recipe
         self.settings = recipe.training
+        if device == "cpu":
+            quicken_dropout(model)
         self.model = model
         self.teacher = teacher
         self.total_steps = total_steps
