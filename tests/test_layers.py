@@ -17,7 +17,7 @@ LEVELS = [
     {"models"},
     {"teachers", "targets", "streaming"},
     {"training", "evaluation"},
-    {"export"},
+    {"export", "serving"},
     {"cli"},
 ]
 ROOT = Path(asrkd.__file__).parent

@@ -136,19 +136,14 @@ def _prepare(
     from asrkd.models.conformer import StreamingConformer
     from asrkd.models.package import load
     from asrkd.streaming.pcm import MAX_RATE_HZ, MIN_RATE_HZ
-    from asrkd.streaming.recognizer import EndpointRules, RecognizerOptions
+    from asrkd.streaming.recognizer import EndpointRules, RecognizerOptions, chunk_frames_of
 
     if not MIN_RATE_HZ <= raw_rate_hz <= MAX_RATE_HZ:
         raise ValueError(f"--raw-rate-hz: expected {MIN_RATE_HZ} to {MAX_RATE_HZ}, found {raw_rate_hz}")
     model = load(package, device)
     if not isinstance(model, StreamingConformer) and (streaming or chunk_ms is not None):
         raise ValueError(f"--streaming, --chunk-ms: {package} is a {model.kind}, which hears whole utterances")
-    chunk_frames = None
-    if chunk_ms is not None:
-        frame_ms = round(1000 * model.frame_shift_s)
-        if chunk_ms < frame_ms or chunk_ms % frame_ms:
-            raise ValueError(f"--chunk-ms: expected a multiple of this model's {frame_ms} ms a frame, found {chunk_ms}")
-        chunk_frames = chunk_ms // frame_ms
+    chunk_frames = None if chunk_ms is None else chunk_frames_of(model, chunk_ms)
     # Subtitles and live results need segments; else a recording is one, so that no word is parted.
     segmented = streaming or format in (Format.srt, Format.vtt)
     endpoints = EndpointRules() if segmented else None

@@ -10,6 +10,24 @@ MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 _INTEGER_SCALE = {np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
 
 
+def check_pcm(pcm: NDArray[np.generic], sample_rate_hz: int) -> None:
+    """Refuse what cannot be heard.
+
+    Args:
+        pcm: See :meth:`PcmInput.accept`.
+        sample_rate_hz: Of ``pcm``.
+
+    Raises:
+        ValueError: For another type, shape or an impossible rate.
+    """
+    if not MIN_RATE_HZ <= sample_rate_hz <= MAX_RATE_HZ:
+        raise ValueError(f"sample_rate_hz: expected {MIN_RATE_HZ} to {MAX_RATE_HZ}, found {sample_rate_hz}")
+    if pcm.ndim not in (1, 2) or (pcm.ndim == 2 and pcm.shape[1] == 0):
+        raise ValueError(f"pcm: expected shape (samples,) or (samples, channels), found {pcm.shape}")
+    if pcm.dtype not in _INTEGER_SCALE and not np.issubdtype(pcm.dtype, np.floating):
+        raise ValueError(f"pcm: expected int16, int32 or float samples, found {pcm.dtype}")
+
+
 class PcmInput:
     """One stream's way in.
 
@@ -40,9 +58,9 @@ class PcmInput:
             ValueError: For another type, shape or an impossible rate; the stream goes on unchanged.
         """
         rate = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
-        if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
-            raise ValueError(f"sample_rate_hz: expected {MIN_RATE_HZ} to {MAX_RATE_HZ}, found {rate}")
-        samples = self._mono(np.asarray(pcm))
+        pcm = np.asarray(pcm)
+        check_pcm(pcm, rate)
+        samples = self._mono(pcm)
         pieces = []
         if rate != self._input_rate_hz:
             pieces.append(self.flush())
@@ -64,14 +82,10 @@ class PcmInput:
         return rest
 
     def _mono(self, pcm: NDArray[np.generic]) -> NDArray[np.float32]:
-        if pcm.ndim not in (1, 2) or (pcm.ndim == 2 and pcm.shape[1] == 0):
-            raise ValueError(f"pcm: expected shape (samples,) or (samples, channels), found {pcm.shape}")
         if pcm.dtype in _INTEGER_SCALE:
             samples = pcm.astype(np.float32) * np.float32(1.0 / _INTEGER_SCALE[pcm.dtype])
-        elif np.issubdtype(pcm.dtype, np.floating):
-            samples = pcm.astype(np.float32)
         else:
-            raise ValueError(f"pcm: expected int16, int32 or float samples, found {pcm.dtype}")
+            samples = pcm.astype(np.float32)
         if not np.isfinite(samples).all():
             broken = ~np.isfinite(samples)
             self.repaired_samples += int(broken.sum())

@@ -370,6 +370,18 @@ class Recognizer:
         return GreedySegment(vocabulary, shift_s, previous_id)
 
 
+def chunk_frames_of(model: Recogniser, chunk_ms: int) -> int:
+    """Output frames of a chunk given in milliseconds.
+
+    Raises:
+        ValueError: If it is no multiple of the model's frame.
+    """
+    frame_ms = round(1000 * model.frame_shift_s)
+    if chunk_ms < frame_ms or chunk_ms % frame_ms:
+        raise ValueError(f"--chunk-ms: expected a multiple of this model's {frame_ms} ms a frame, found {chunk_ms}")
+    return chunk_ms // frame_ms
+
+
 def _first(decoded: DecodedTokens, count: int) -> DecodedTokens:
     """The first ``count`` tokens."""
     return DecodedTokens(
