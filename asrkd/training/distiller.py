@@ -33,7 +33,7 @@ from asrkd.losses.objective import Objective, ObjectiveOutput
 from asrkd.models.base import Recogniser
 from asrkd.teachers.base import Teacher
 from asrkd.training.checkpoints import AtomicCheckpointer
-from asrkd.training.dropout import quicken_dropout
+from asrkd.training.cpu import quicken_dropout, recurring
 from asrkd.training.loader import Group, GroupSampler
 from asrkd.training.logs import Progress, RunLog, no_progress
 from asrkd.training.recipe import Recipe
@@ -169,6 +169,8 @@ class Distiller(sb.Brain):
             )
         with torch.no_grad(), torch.autocast(self.device_type, enabled=False):
             clean = self.model.features(audio, batch.audio_lengths)
+            if training and self.device_type == "cpu":
+                clean = recurring(clean)
             heard = self._augment(clean, batch.ids, view=0) if training else clean
         chunk = place.choice(self.settings.chunk_frames) if training and self.settings.chunk_frames else None
         output: ModelOutput = self.modules.model(

@@ -36,6 +36,7 @@ from asrkd.teachers.config import open_teacher as open_spec
 from asrkd.teachers.fit import FittedStore, FittedTeacher
 from asrkd.teachers.vocabulary import Match
 from asrkd.training.checkpoints import average_of_best
+from asrkd.training.cpu import remember_shapes
 from asrkd.training.distiller import Distiller
 from asrkd.training.loader import GroupSampler, make_loader
 from asrkd.training.logs import Progress, no_progress
@@ -80,6 +81,8 @@ def train(recipe: Recipe, *, device: str = "cpu", stage: Stage = lambda name: no
         raise RecipeError("\n".join(problems))
     folder = recipe.output_dir
     folder.mkdir(parents=True, exist_ok=True)
+    if device == "cpu":
+        remember_shapes()
     with _process_group(device) as device, _alone_in(folder):
         identity = _identity(recipe)
         _same_run_or_new(folder, identity)

@@ -1,4 +1,4 @@
-"""Quick dropout is dropout."""
+"""What is quick on a CPU is the same."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from asrkd.training.dropout import ByteDropout, quicken_dropout
+from asrkd.data.text import train_tokenizer
+from asrkd.models import package
+from asrkd.training.cpu import ByteDropout, quicken_dropout, recurring
+from asrkd.types import Frames
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
@@ -52,3 +55,21 @@ def test_every_dropout_of_a_model_is_replaced_and_nothing_else() -> None:
         nn.Dropout1d,
     ]
     assert model[1].p == 0.2 and model[2][0].p == 0.4 and list(model.state_dict()) == names
+
+
+def test_padding_to_recurring_shapes_changes_no_gradient() -> None:
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["a b c"], kind="char")
+    numbers = {"d_model": 16, "num_layers": 1, "num_heads": 2, "ffn_dim": 16, "subsampling_channels": 4}
+    model = package.build({"kind": "streaming_conformer", "chunk_frames": 4, **numbers}, tokenizer).double().eval()
+    features = Frames(torch.randn(3, 69, 80, dtype=torch.float64), torch.tensor([69, 40, 3]), 0.01)
+    found = []
+    for padded in (features, recurring(features)):
+        logits = model(padded, chunk_frames=4).ctc_logits
+        valid = torch.arange(logits.values.shape[1])[None] < logits.lengths[:, None]
+        model.zero_grad()
+        (logits.values * valid[..., None]).square().sum().backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert recurring(features).values.shape[1] == 96
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
