@@ -18,6 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from asrkd.decoding.ctc import DecodedTokens, check_vocabulary
+from asrkd.decoding.hotwords import CHILD, FAIL, ROOT, SIBLING, TOKEN, HotWords
 from asrkd.types import Frames, Vocabulary
 
 NO_NODE = -1
@@ -37,12 +38,19 @@ class PrefixBeam:
         vocabulary: Tokens of the posteriors.
         beam: W, prefixes kept after each frame.
         tokens_per_frame: K, likeliest non-blank tokens that may extend a prefix in each frame.
+        hotwords: Phrases that are made likelier; prefixes are then ranked with what they gained by them.
 
     Raises:
         ValueError: If ``beam`` or ``tokens_per_frame`` is below 1.
     """
 
-    def __init__(self, vocabulary: Vocabulary, beam: int = 16, tokens_per_frame: int = 20) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        beam: int = 16,
+        tokens_per_frame: int = 20,
+        hotwords: HotWords | None = None,
+    ) -> None:
         for name, value in (("beam", beam), ("tokens_per_frame", tokens_per_frame)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, found {value}")
@@ -56,6 +64,10 @@ class PrefixBeam:
         self._active = np.zeros(1, dtype=np.int32)
         # Log-probabilities of each active prefix: paths ending in blank, paths ending in its last token.
         self._scores = np.array([[0.0, -np.inf]])
+        self.hotwords = hotwords
+        # Of each node: state in the hot words' automaton, and all that the prefix gained by them.
+        self._states = np.zeros(1 if hotwords is None else len(self._nodes), dtype=np.int32)
+        self._gains = np.zeros(len(self._states))
 
     def advance(self, log_probs: NDArray[np.float32]) -> None:
         """Take the next frames.
@@ -77,15 +89,26 @@ class PrefixBeam:
             grown = np.full((max(needed, 2 * len(self._nodes)), 5), NO_NODE, dtype=np.int32)
             grown[: self._num_nodes] = self._nodes[: self._num_nodes]
             self._nodes = grown
+            if self.hotwords is not None:
+                self._states = np.resize(self._states, len(grown))
+                self._gains = np.resize(self._gains, len(grown))
+        biased, words = self.hotwords is not None, self.hotwords or _NO_WORDS
         self._num_nodes, self._active, self._scores = _advance(
             log_probs, candidates, self.vocabulary.blank_id, self.beam,
             self._nodes, self._num_nodes, self._active, self._scores,
+            biased, self._states, self._gains, words.nodes, words.values, words.first, words.largest_gain,
         )  # fmt: skip
 
     def hypotheses(self, n: int = 1) -> list[tuple[tuple[int, ...], float]]:
-        """The n likeliest prefixes so far, best first, each with the log-probability of all its surviving paths."""
+        """The n likeliest prefixes so far, best first, each with the log-probability of all its surviving paths.
+
+        Hot words that are complete count in the order, and not in the log-probability.
+        """
         totals = np.logaddexp(self._scores[:, 0], self._scores[:, 1])
-        order = np.argsort(-totals, kind="stable")[:n]
+        rank = totals
+        if self.hotwords is not None:
+            rank = totals + self._gains[self._active] - self.hotwords.values[self._states[self._active], 0]
+        order = np.argsort(-rank, kind="stable")[:n]
         return [(self._tokens(int(self._active[slot])), float(totals[slot])) for slot in order]
 
     def num_settled(self) -> int:
@@ -105,8 +128,16 @@ class PrefixBeam:
         return tuple(reversed(tokens))
 
 
+_NO_WORDS = HotWords([[0]], 1, 0.0)
+
+
 def prefix_beam_search(
-    log_probs: Frames, vocabulary: Vocabulary, beam: int = 16, n: int = 1, tokens_per_frame: int = 20
+    log_probs: Frames,
+    vocabulary: Vocabulary,
+    beam: int = 16,
+    n: int = 1,
+    tokens_per_frame: int = 20,
+    hotwords: HotWords | None = None,
 ) -> list[tuple[DecodedTokens, ...]]:
     """N-best lists of a batch.
 
@@ -117,6 +148,7 @@ def prefix_beam_search(
         n: Hypotheses wanted, at most ``beam``.
         tokens_per_frame: Likeliest non-blank tokens that may extend a prefix in each frame; with V - 1 and a wide
             beam the search is exact.
+        hotwords: Phrases that are made likelier.
 
     Returns:
         For each utterance its hypotheses, best first. ``score`` is the log-probability of the token sequence summed
@@ -131,7 +163,7 @@ def prefix_beam_search(
     values = log_probs.values.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()
     lists = []
     for row, length in enumerate(log_probs.lengths.tolist()):
-        search = PrefixBeam(vocabulary, beam, tokens_per_frame)
+        search = PrefixBeam(vocabulary, beam, tokens_per_frame, hotwords)
         search.advance(values[row, :length])
         lists.append(
             tuple(
@@ -252,6 +284,19 @@ def _child(nodes: NDArray[np.int32], num_nodes: int, parent: int, token: int) ->
 
 
 @_compiled
+def _follow(state: int, token: int, nodes: NDArray[np.int32], first: NDArray[np.int32]) -> int:
+    """The state that a token leads to: along the phrase, or from the longest end of it that begins another."""
+    while state != ROOT:
+        child = nodes[state, CHILD]
+        while child != NO_NODE:
+            if nodes[child, TOKEN] == token:
+                return child
+            child = nodes[child, SIBLING]
+        state = nodes[state, FAIL]
+    return first[token]
+
+
+@_compiled
 def _advance(
     log_probs: NDArray[np.float32],
     candidates: NDArray[np.int32],
@@ -261,6 +306,13 @@ def _advance(
     num_nodes: int,
     active: NDArray[np.int32],
     scores: NDArray[np.float64],
+    biased: bool,
+    states: NDArray[np.int32],
+    gains: NDArray[np.float64],
+    word_nodes: NDArray[np.int32],
+    word_values: NDArray[np.float64],
+    word_first: NDArray[np.int32],
+    largest_gain: float,
 ) -> tuple[int, NDArray[np.int32], NDArray[np.float64]]:
     """Run the search over the frames; ``nodes`` grows in place by at most ``beam`` a frame."""
     num_frames, count = candidates.shape
@@ -289,14 +341,18 @@ def _advance(
                 merged[above, token] = True
         size = 0
         for slot in range(width):
-            size = _push(heap_scores, heap_items, size, _log_add(stay_blank[slot], stay_token[slot]), -1 - slot)
+            gain = gains[active[slot]] if biased else 0.0
+            stays = _log_add(stay_blank[slot], stay_token[slot])
+            size = _push(heap_scores, heap_items, size, stays + gain, -1 - slot)
         for slot in range(width):
             last = nodes[active[slot], 1]
+            gain = gains[active[slot]] if biased else 0.0
+            state = states[active[slot]] if biased else ROOT
             for k in range(count):
                 token = candidates[t, k]
                 if token < 0:
                     break
-                reach = total[slot] + frame[token]
+                reach = total[slot] + frame[token] + gain + largest_gain
                 if reach == -np.inf or (size == beam and reach <= heap_scores[0]):
                     break  # the tokens that follow are less likely still
                 if merged[slot, token]:
@@ -304,7 +360,11 @@ def _advance(
                 base = scores[slot, 0] if token == last else total[slot]
                 if base > -np.inf:
                     item = np.int64(slot) * count + k
-                    size = _push(heap_scores, heap_items, size, base + frame[token], item)
+                    more = 0.0
+                    if biased:
+                        target = _follow(state, token, word_nodes, word_first)
+                        more = word_values[target, 0] + word_values[target, 1] - word_values[state, 0]
+                    size = _push(heap_scores, heap_items, size, base + frame[token] + gain + more, item)
         for slot in range(width):
             parent = nodes[active[slot], 0]
             if parent >= 0 and nodes[parent, 4] >= 0:
@@ -319,12 +379,20 @@ def _advance(
                 next_scores[place, 0] = stay_blank[slot]
                 next_scores[place, 1] = stay_token[slot]
             else:
-                node = _child(nodes, num_nodes, active[item // count], candidates[t, item % count])
+                slot, token = item // count, candidates[t, item % count]
+                node = _child(nodes, num_nodes, active[slot], token)
                 if node == num_nodes:
                     num_nodes += 1
+                    if biased:
+                        state = states[active[slot]]
+                        target = _follow(state, token, word_nodes, word_first)
+                        states[node] = target
+                        more = word_values[target, 0] + word_values[target, 1] - word_values[state, 0]
+                        gains[node] = gains[active[slot]] + more
                 next_active[place] = node
                 next_scores[place, 0] = -np.inf
-                next_scores[place, 1] = heap_scores[place]
+                base = scores[slot, 0] if token == nodes[active[slot], 1] else total[slot]
+                next_scores[place, 1] = base + frame[token]
         for slot in range(width):
             nodes[active[slot], 4] = -1
         for place in range(size):

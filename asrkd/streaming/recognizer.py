@@ -20,12 +20,13 @@ from torch import Tensor
 from asrkd.data.text import END_ID
 from asrkd.decoding.attention import rescore
 from asrkd.decoding.ctc import DecodedTokens
+from asrkd.decoding.word_lm import WordLm
 from asrkd.models.base import Recogniser
 from asrkd.models.conformer import StreamingConformer
 from asrkd.models.state import StudentState
 from asrkd.streaming.events import Event, Final, Partial, WordHeard, words_of
 from asrkd.streaming.pcm import PcmInput
-from asrkd.streaming.segment import BeamSegment, GreedySegment, SegmentDecoder
+from asrkd.streaming.segment import Decoding, SegmentDecoder, encode_hotwords
 from asrkd.types import Frames
 
 MAX_CHUNKS_A_STEP = 16
@@ -69,6 +70,9 @@ class RecognizerOptions:
         attention_weight: Above 0, the attention decoder rescores the N-best list of each segment with this weight.
         endpoints: When segments end; ``None``: only with the stream (a beam search then keeps all its posteriors).
         partials: Whether :class:`Partial` and :class:`WordHeard` are wanted.
+        hotwords: Phrases that are made likelier; needs ``beam`` above 1.
+        hotword_boost: Nats for each of their tokens.
+        lm: Words and a language model in place of the beam search; see :func:`asrkd.streaming.segment.open_word_lm`.
     """
 
     chunk_frames: int | None = None
@@ -79,14 +83,28 @@ class RecognizerOptions:
     attention_weight: float = 0.0
     endpoints: EndpointRules | None = field(default_factory=EndpointRules)
     partials: bool = True
+    hotwords: tuple[str, ...] = ()
+    hotword_boost: float = 1.5
+    lm: WordLm | None = None
 
     def __post_init__(self) -> None:
+        if self.hotwords and (self.beam == 1 or self.lm is not None):
+            raise ValueError("hotwords: expected a beam above 1 and no language model beside them")
         if self.beam < 1 or not 1 <= self.nbest <= self.beam:
             raise ValueError(f"beam, nbest: expected 1 <= nbest <= beam, found {self.beam}, {self.nbest}")
         if not 0.0 <= self.attention_weight <= 1.0:
             raise ValueError(f"attention_weight: expected 0 to 1, found {self.attention_weight}")
         if self.attention_weight and self.beam == 1:
             raise ValueError("attention_weight: rescoring needs an N-best list, expected beam above 1")
+
+    def decoding(self, model: Recogniser) -> Decoding:
+        """How a model's segments are decoded.
+
+        Raises:
+            ValueError: If the model's vocabulary cannot write a hot word.
+        """
+        words = encode_hotwords(self.hotwords, model.tokenizer, self.hotword_boost) if self.hotwords else None
+        return Decoding(self.beam, self.tokens_per_frame, words, self.lm)
 
 
 class Session:
@@ -182,6 +200,7 @@ class Recognizer:
             raise ValueError("attention_weight: this model has no attention decoder to rescore with")
         self.chunk_features = self.chunk_frames * model.subsampling_factor
         self.device = next(model.parameters()).device
+        self._decoding = self.options.decoding(model)
 
     def session(self) -> Session:
         """A new stream."""
@@ -363,11 +382,7 @@ class Recognizer:
         return rescore(nbest, decoder_logits, END_ID, self.options.attention_weight, self.device)
 
     def _segment(self, previous: SegmentDecoder | None) -> SegmentDecoder:
-        vocabulary, shift_s = self.model.vocabulary, self.model.frame_shift_s
-        if self.options.beam > 1:
-            return BeamSegment(vocabulary, shift_s, self.options.beam, self.options.tokens_per_frame)
-        previous_id = previous.previous_id if isinstance(previous, GreedySegment) else None
-        return GreedySegment(vocabulary, shift_s, previous_id)
+        return self._decoding.segment(self.model.vocabulary, self.model.frame_shift_s, previous)
 
 
 def chunk_frames_of(model: Recogniser, chunk_ms: int) -> int:

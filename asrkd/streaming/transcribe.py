@@ -9,13 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from asrkd.decoding.ctc import greedy
-from asrkd.decoding.prefix_beam import prefix_beam_search
 from asrkd.models.base import Recogniser
 from asrkd.models.conformer import StreamingConformer
 from asrkd.streaming.events import Event, Final, words_of
 from asrkd.streaming.recognizer import Recognizer, RecognizerOptions
-from asrkd.types import Frames
 
 MAX_WINDOW_S, MIN_WINDOW_S = 30.0, 20.0
 """A full-context model hears at most the first, cut at the quietest place after the second."""
@@ -82,13 +79,10 @@ def _recognise_window(
     if features.values.shape[1] == 0:
         return Final("", (), begin_s, end_s, "end")
     logits = model(features, chunk_frames=0).ctc_logits
-    log_probs = Frames(logits.values.float().log_softmax(-1), logits.lengths, logits.frame_shift_s)
-    if options.beam > 1:
-        nbest = prefix_beam_search(log_probs, model.vocabulary, options.beam, options.nbest, options.tokens_per_frame)[
-            0
-        ]
-    else:
-        nbest = (greedy(log_probs, model.vocabulary)[0],)
+    log_probs = logits.values[0, : int(logits.lengths[0])].float().log_softmax(-1).cpu().numpy()
+    segment = options.decoding(model).segment(model.vocabulary, model.frame_shift_s)
+    segment.advance(np.ascontiguousarray(log_probs))
+    nbest = segment.nbest(options.nbest)
     texts = [model.tokenizer.decode(hypothesis.tokens) for hypothesis in nbest]
     words = words_of(nbest[0], model.tokenizer, begin_s)
     return Final(texts[0], words, begin_s, end_s, "end", tuple(texts[1:]))
