@@ -34,6 +34,7 @@ def _register() -> None:
     from asrkd.cli.label import label
     from asrkd.cli.losses import losses
     from asrkd.cli.prepare import prepare
+    from asrkd.cli.push import push
     from asrkd.cli.run import run
     from asrkd.cli.serve import serve
     from asrkd.cli.train import train
@@ -41,7 +42,7 @@ def _register() -> None:
 
     app.command()(demo)
     app.add_typer(prepare, name="prepare")
-    for verb in (run, train, label, inspect, evaluate, compare, transcribe, serve, export, losses):
+    for verb in (run, train, label, inspect, evaluate, compare, transcribe, serve, export, push, losses):
         app.command()(verb)
     app.command("filter")(filter_labels)
 

@@ -39,7 +39,7 @@ class Scale:
     speed_audio_s: float = 60.0
 
 
-FULL = Scale(train_minutes=140.0, dev_minutes=4.0, test_minutes=15.0)
+FULL = Scale(train_minutes=125.0, dev_minutes=4.0, test_minutes=15.0)
 FAST = Scale(
     train_minutes=4.0,
     dev_minutes=0.5,

@@ -23,7 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import asrkd
+from asrkd.data.files import write_atomically
 from asrkd.data.text import Tokenizer
+from asrkd.models import hub
 from asrkd.models.base import ModelConfig, Recogniser
 from asrkd.models.conformer import StreamingConformer, StreamingConformerConfig
 from asrkd.models.transformer import SpeechBrainConformer, SpeechBrainConformerConfig
@@ -37,6 +39,10 @@ MODELS: dict[str, tuple[type[ModelConfig], Callable[[Any, Tokenizer], Recogniser
 """Every kind of model: its configuration and its class."""
 
 CONFIG, WEIGHTS, TOKENIZER, METRICS, CARD = "config.json", "model.safetensors", "tokenizer", "metrics.json", "README.md"
+
+
+NOT_STATED = "not stated"
+"""The licence of a package whose maker said none."""
 
 
 class PackageError(ValueError):
@@ -72,7 +78,7 @@ def save(
     folder: str | os.PathLike[str],
     metrics: Mapping[str, Any] | None = None,
     card: str = "",
-    licence: str = "not stated",
+    licence: str = NOT_STATED,
 ) -> None:
     """Write a model package, replacing one that is there only when the new one is complete.
 
@@ -107,13 +113,13 @@ def load(folder: str | os.PathLike[str], device: str = "cpu") -> Recogniser:
     """Read a model package into a model in evaluation mode.
 
     Args:
-        folder: Of the package.
+        folder: Of the package, or ``hf://org/name[@revision]`` on the Hugging Face hub.
         device: Where the model shall live.
 
     Raises:
         PackageError: One line naming the folder and what does not fit.
     """
-    root = Path(folder)
+    root = locate(folder)
     config = read_config(root)
     for name in (WEIGHTS, TOKENIZER):
         if not (root / name).exists():
@@ -141,13 +147,27 @@ def load(folder: str | os.PathLike[str], device: str = "cpu") -> Recogniser:
     return model.to(device).eval()
 
 
+def locate(name: str | os.PathLike[str]) -> Path:
+    """The folder of a package; one on the hub is fetched into the hub's cache first.
+
+    Raises:
+        PackageError: If the hub does not give it.
+    """
+    if not hub.is_remote(name):
+        return Path(name)
+    try:
+        return hub.fetch(name)
+    except hub.HubError as error:
+        raise PackageError(str(error)) from None
+
+
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The checked ``config.json`` of a package.
 
     Raises:
         PackageError: If the folder is no package or its schema or kind is unknown.
     """
-    root = Path(folder)
+    root = locate(folder)
     path = root / CONFIG
     if not root.is_dir():
         raise PackageError(
@@ -162,6 +182,11 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise PackageError(f"{path}: no model package: expected an object with the key 'model'")
     version = config.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise PackageError(
+            f"{path}: schema_version: expected at most {SCHEMA_VERSION}, found {version}: made by a newer asrkd "
+            f"({config.get('asrkd_version', 'unknown')})"
+        )
     if version != SCHEMA_VERSION:
         raise PackageError(f"{path}: schema_version: expected {SCHEMA_VERSION}, found {version!r}")
     kind = config["model"].get("kind")
@@ -179,7 +204,7 @@ def read_metrics(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         PackageError: If ``metrics.json`` is not a JSON object.
     """
-    path = Path(folder) / METRICS
+    path = locate(folder) / METRICS
     if not path.is_file():
         return {}
     try:
@@ -189,6 +214,30 @@ def read_metrics(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(metrics, dict):
         raise PackageError(f"{path}: expected an object, found {type(metrics).__name__}")
     return metrics
+
+
+def set_licence(folder: str | os.PathLike[str], licence: str) -> None:
+    """State a package's licence, in its configuration and its model card.
+
+    Args:
+        folder: Of the package.
+        licence: An SPDX name where there is one.
+
+    Raises:
+        PackageError: If the folder is no package.
+        ValueError: If ``licence`` is empty or more than a line.
+    """
+    if not licence.strip() or "\n" in licence:
+        raise ValueError(f"licence: expected a name, found {licence!r}")
+    root, config = Path(folder), read_config(folder)
+    before = config["licence"]
+    text = json.dumps({**config, "licence": licence}, indent=2, ensure_ascii=False) + "\n"
+    card = root / CARD
+    if card.is_file():
+        told = card.read_text(encoding="utf-8")
+        told = told.replace(f"license: {before}\n", f"license: {licence}\n", 1)
+        write_atomically(card, told.replace(f"Licence: {before}", f"Licence: {licence}").encode())
+    write_atomically(root / CONFIG, text.encode())
 
 
 def _write(model: Recogniser, folder: Path, metrics: dict[str, Any], card: str, licence: str) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from asrkd.models import package
+from asrkd.models.hub import is_remote
 from asrkd.teachers.base import Precision, Teacher
 from asrkd.teachers.ensemble import Combine, Ensemble, Weighting
 from asrkd.teachers.package import PackageTeacher
@@ -111,7 +112,7 @@ def parse_teacher(text: str) -> Any:
     """
     kind, colon, name = text.partition(":")
     keys = {"package": "path", "torchaudio": "bundle", "speechbrain": "source", "huggingface": "source", "onnx": "path"}
-    if not colon or Path(text).exists():
+    if not colon or Path(text).exists() or is_remote(text):
         return PackageSpec(path=Path(text))
     if kind not in keys:
         raise ValueError(f"teacher: expected a package's folder or {', '.join(keys)} and a colon; found {text!r}")
@@ -175,7 +176,8 @@ def open_teacher(spec: Any, *, workdir: Path = Path(), device: str = "cpu", nbes
         return OnnxTeacher(workdir / spec.path, **search)
     search["precision"] = spec.precision
     if isinstance(spec, PackageSpec):
-        return PackageTeacher(package.load(workdir / spec.path), hidden=spec.hidden, decoder=spec.decoder, **search)
+        where = spec.path if is_remote(spec.path) else workdir / spec.path
+        return PackageTeacher(package.load(where), hidden=spec.hidden, decoder=spec.decoder, **search)
     if isinstance(spec, TorchaudioSpec):
         from asrkd.teachers.torchaudio_bundle import torchaudio_teacher
 

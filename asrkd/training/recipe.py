@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from asrkd.losses.objective import Objective, validate_terms
+from asrkd.models.hub import is_remote
 from asrkd.models.package import MODELS
 from asrkd.teachers.config import EnsembleSpec, PackageSpec, TeacherSpec, parse_teacher
 from asrkd.training.sections import (
@@ -66,11 +67,12 @@ class Recipe(Strict):
 
     @property
     def teacher_packages(self) -> dict[str, Path]:
-        """The model packages among the teachers, by their place in the recipe."""
+        """The model packages on this machine among the teachers, by their place in the recipe."""
         members = {"teacher": self.teacher}
         if isinstance(self.teacher, EnsembleSpec):
             members = {f"teacher.members.{i}": member for i, member in enumerate(self.teacher.members)}
-        return {f"{place}.path": spec.path for place, spec in members.items() if isinstance(spec, PackageSpec)}
+        packages = {place: spec.path for place, spec in members.items() if isinstance(spec, PackageSpec)}
+        return {f"{place}.path": path for place, path in packages.items() if not is_remote(path)}
 
     def path(self, relative: Path) -> Path:
         """``relative`` against ``workdir`` (absolute paths stay)."""
