@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from asrkd.decoding.ctc import greedy
 from asrkd.decoding.prefix_beam import prefix_beam_search
 from asrkd.models.base import Recogniser
-from asrkd.models.conformer import StreamingConformer
+from asrkd.models.conformer import ChunkedConformer
 from asrkd.streaming.events import Event, Final, words_of
 from asrkd.streaming.recognizer import Recognizer, RecognizerOptions
 from asrkd.types import Frames
@@ -34,7 +33,7 @@ def transcribe(model: Recogniser, blocks: Iterable[NDArray[np.float32]], options
     Yields:
         Events as they come; a recording always ends with a :class:`Final`.
     """
-    if isinstance(model, StreamingConformer):
+    if isinstance(model, ChunkedConformer):
         session = Recognizer(model, options).session()
         for block in blocks:
             yield from session.accept(block)
@@ -81,14 +80,15 @@ def _recognise_window(
     features = model.features(samples, torch.tensor([len(audio)], device=device))
     if features.values.shape[1] == 0:
         return Final("", (), begin_s, end_s, "end")
-    logits = model(features, chunk_frames=0).ctc_logits
-    log_probs = Frames(logits.values.float().log_softmax(-1), logits.lengths, logits.frame_shift_s)
+    output = model(features, chunk_frames=0)
     if options.beam > 1:
+        logits = output.ctc_logits
+        log_probs = Frames(logits.values.float().log_softmax(-1), logits.lengths, logits.frame_shift_s)
         nbest = prefix_beam_search(log_probs, model.vocabulary, options.beam, options.nbest, options.tokens_per_frame)[
             0
         ]
     else:
-        nbest = (greedy(log_probs, model.vocabulary)[0],)
+        nbest = (model.greedy(output)[0],)
     texts = [model.tokenizer.decode(hypothesis.tokens) for hypothesis in nbest]
     words = words_of(nbest[0], model.tokenizer, begin_s)
     return Final(texts[0], words, begin_s, end_s, "end", tuple(texts[1:]))
