@@ -143,6 +143,8 @@ def _prepare(
     model = load(package, device)
     if not isinstance(model, ChunkedConformer) and (streaming or chunk_ms is not None):
         raise ValueError(f"--streaming, --chunk-ms: {package} is a {model.kind}, which hears whole utterances")
+    if model.has_transducer and beam > 1:
+        raise ValueError(f"--beam: expected 1, since {package} is a {model.kind}, whose search is greedy; found {beam}")
     chunk_frames = None
     if chunk_ms is not None:
         frame_ms = round(1000 * model.frame_shift_s)
