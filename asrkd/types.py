@@ -133,6 +133,8 @@ class TeacherTargets:
         decoder: Token log-probabilities of the attention decoder under teacher forcing on ``decoder_tokens``
             (rows hold U labels then end-of-sentence), ``(B, U+1, V)``, or ``None``.
         decoder_tokens: ``Frames``-like ids ``(B, U)`` and lengths the decoder was forced on.
+        lattice: Token log-probabilities of a transducer's joint network at every node, forced on the batch's labels,
+            ``(B, T, U+1, V)``, or ``None``.
     """
 
     vocabulary: Vocabulary
@@ -141,6 +143,7 @@ class TeacherTargets:
     hidden: Mapping[str, Frames] = field(default_factory=dict)
     decoder: Frames | None = None
     decoder_tokens: tuple[Tensor, Tensor] | None = None
+    lattice: Frames | None = None
 
     def to(self, device: torch.device | str) -> TeacherTargets:
         return replace(
@@ -151,6 +154,7 @@ class TeacherTargets:
             decoder_tokens=None
             if self.decoder_tokens is None
             else (self.decoder_tokens[0].to(device), self.decoder_tokens[1].to(device)),
+            lattice=None if self.lattice is None else self.lattice.to(device),
         )
 
 
@@ -194,11 +198,24 @@ class ModelOutput:
     """What one forward pass of a recogniser gives.
 
     Args:
-        ctc_logits: ``(B, T, V)`` unnormalised scores, with lengths and frame shift.
-        encoded: ``(B, T, D)`` encoder output (what the attention decoder reads).
+        ctc: ``(B, T, V)`` unnormalised scores of the CTC head, with lengths and frame shift; ``None`` without such a head.
+        encoded: ``(B, T, D)`` encoder output (what the attention decoder and the transducer's joint network read).
         hidden: Named intermediate layers, ``"layer.0"`` the output of the first block; empty unless asked for.
     """
 
-    ctc_logits: Frames
+    ctc: Frames | None
     encoded: Frames
     hidden: Mapping[str, Frames] = field(default_factory=dict)
+
+    @property
+    def ctc_logits(self) -> Frames:
+        """``ctc`` of a model that has a CTC head.
+
+        Raises:
+            ValueError: If this one has none.
+        """
+        if self.ctc is None:
+            raise ValueError(
+                "model: expected one with a CTC head; found a transducer without (model.ctc_head: true gives one)"
+            )
+        return self.ctc

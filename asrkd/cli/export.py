@@ -60,9 +60,7 @@ def export(
     parts = read_parts(data or [])
     target = out or package.parent / to
     if not isinstance(model, StreamingConformer):
-        raise ExportError(
-            f"{package}: expected a streaming_conformer, found a {model.kind}, which hears whole utterances"
-        )
+        raise ExportError(f"{package}: expected a streaming_conformer, found a {model.kind}")
     if check:
         typer.echo(
             f"{target}: largest difference of log-probabilities {compare(target, model, _audios(model, parts)):.2g}"

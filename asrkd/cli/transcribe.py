@@ -55,9 +55,9 @@ class _Job:
     @property
     def block_s(self) -> float:
         """Audio read at a time: live, a chunk; else enough to fill the processor."""
-        from asrkd.models.conformer import StreamingConformer
+        from asrkd.models.conformer import ChunkedConformer
 
-        if not self.streaming or not isinstance(self.model, StreamingConformer):
+        if not self.streaming or not isinstance(self.model, ChunkedConformer):
             return _BLOCK_S
         chunk = self.options.chunk_frames
         return (self.model.config.chunk_frames if chunk is None else chunk) * self.model.frame_shift_s
@@ -133,7 +133,7 @@ def find_audio(names: Sequence[str]) -> list[str]:
 def _prepare(
     package: str, streaming: bool, chunk_ms: int | None, beam: int, format: Format, raw_rate_hz: int, device: str
 ) -> _Job:
-    from asrkd.models.conformer import StreamingConformer
+    from asrkd.models.conformer import ChunkedConformer
     from asrkd.models.package import load
     from asrkd.streaming.pcm import MAX_RATE_HZ, MIN_RATE_HZ
     from asrkd.streaming.recognizer import EndpointRules, RecognizerOptions, chunk_frames_of
@@ -141,8 +141,10 @@ def _prepare(
     if not MIN_RATE_HZ <= raw_rate_hz <= MAX_RATE_HZ:
         raise ValueError(f"--raw-rate-hz: expected {MIN_RATE_HZ} to {MAX_RATE_HZ}, found {raw_rate_hz}")
     model = load(package, device)
-    if not isinstance(model, StreamingConformer) and (streaming or chunk_ms is not None):
+    if not isinstance(model, ChunkedConformer) and (streaming or chunk_ms is not None):
         raise ValueError(f"--streaming, --chunk-ms: {package} is a {model.kind}, which hears whole utterances")
+    if model.has_transducer and beam > 1:
+        raise ValueError(f"--beam: expected 1, since {package} is a {model.kind}, whose search is greedy; found {beam}")
     chunk_frames = None if chunk_ms is None else chunk_frames_of(model, chunk_ms)
     # Subtitles and live results need segments; else a recording is one, so that no word is parted.
     segmented = streaming or format in (Format.srt, Format.vtt)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from asrkd.data.batching import load_batch
 from asrkd.decoding.attention import rescore
-from asrkd.decoding.ctc import greedy
 from asrkd.decoding.prefix_beam import prefix_beam_search
 from asrkd.models.base import Recogniser
 from asrkd.streaming.events import Final, Word, words_of
@@ -29,9 +28,10 @@ class DecodingOptions(BaseModel):
     """How a model is decoded.
 
     Attributes:
-        method: ``greedy`` CTC on whole utterances under the model's chunk mask; ``streaming``: the live recogniser,
-            fed audio as it would come; ``joint`` CTC/attention beam search for models that have one; ``rescore``: CTC prefix
-            beam search under the chunk mask, its list rescored by the attention decoder (two passes).
+        method: ``greedy``: the best path (of CTC, or of a transducer) on whole utterances under the model's chunk mask;
+            ``streaming``: the live recogniser, fed audio as it would come; ``joint`` CTC/attention beam search for models
+            that have one; ``rescore``: CTC prefix beam search under the chunk mask, its list rescored by the attention
+            decoder (two passes).
         chunk_frames: Output frames of a chunk; ``None``: the model's default; 0: full context.
         left_context_frames: Output frames that a chunk may look back; ``None``: the model's default.
         beam: Of the joint search, and of the first of two passes.
@@ -113,9 +113,7 @@ def _decode_batch(model: Recogniser, batch: SpeechBatch, options: DecodingOption
 
 
 def _greedy(model: Recogniser, batch: SpeechBatch, options: DecodingOptions) -> list[_Found]:
-    logits = _forward(model, batch, options).ctc_logits
-    log_probs = Frames(logits.values.float().log_softmax(-1), logits.lengths, logits.frame_shift_s)
-    found = greedy(log_probs, model.vocabulary)
+    found = model.greedy(_forward(model, batch, options))
     return [(model.tokenizer.decode(tokens.tokens), words_of(tokens, model.tokenizer)) for tokens in found]
 
 

@@ -21,14 +21,11 @@ _FRESH = """
 import json, sys, time, psutil, torch
 torch.set_num_threads(int(sys.argv[3]))
 import asrkd
-from asrkd.decoding.ctc import greedy
-from asrkd.types import Frames
 model = asrkd.load(sys.argv[1], device=sys.argv[2])
 device = model.feature_mean.device
 audio = torch.zeros(1, model.sample_rate_hz, device=device)
 with torch.no_grad():
-    logits = model(model.features(audio, torch.tensor([audio.shape[1]], device=device))).ctc_logits
-greedy(Frames(logits.values.float().log_softmax(-1), logits.lengths, logits.frame_shift_s), model.vocabulary)
+    model.greedy(model(model.features(audio, torch.tensor([audio.shape[1]], device=device))))
 process = psutil.Process()
 seconds = time.time() - process.create_time()
 try:

@@ -107,14 +107,19 @@ def diagnostics_of(entries: Sequence[Entry], cuts: Mapping[str, CutSet]) -> dict
 
 
 def _models(entries: Sequence[Entry]) -> dict[str, tuple[Recogniser, int | None]]:
-    """Models of the packages that are still there and still the same, with the chunk they were decoded in."""
+    """CTC models of the packages that are still there and still the same, with the chunk they were decoded in.
+
+    A transducer's posteriors stand on a lattice: there is no picture of them, and no frame to compare with a teacher's.
+    """
     found: dict[str, tuple[Recogniser, int | None]] = {}
     for entry in entries:
         facts = entry.result.model
         if facts.package is None or not (Path(facts.package) / package.CONFIG).exists():
             continue
         if package.read_config(Path(facts.package))["weights_sha256"] == facts.weights_sha256:
-            found[entry.result.name] = package.load(facts.package), entry.result.decoding.chunk_frames
+            model = package.load(facts.package)
+            if not model.has_transducer:
+                found[entry.result.name] = model, entry.result.decoding.chunk_frames
     return found
 
 

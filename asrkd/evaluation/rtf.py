@@ -1,6 +1,6 @@
 """Real-time factors: processing time over audio time, with everything said that the figure depends on.
 
-Timed: features, encoder, CTC head and greedy decoding to text. Left out: reading and resampling of audio, and the
+Timed: features, encoder, head and greedy decoding to text. Left out: reading and resampling of audio, and the
 warm-up. On a GPU every reading of the clock comes after a synchronisation.
 """
 
@@ -16,13 +16,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from asrkd.decoding.ctc import greedy
 from asrkd.evaluation.latency import default_chunk_frames
 from asrkd.models.base import Recogniser
 from asrkd.streaming.recognizer import Recognizer, RecognizerOptions
-from asrkd.types import Frames
 
-INCLUDES = "features, encoder, CTC head, greedy decoding"
+INCLUDES = "features, encoder, head, greedy decoding"
 
 
 class Timing(BaseModel):
@@ -107,7 +105,8 @@ def measure_offline(
     def run() -> None:
         for audio, lengths in groups:
             output = model(model.features(audio, lengths), chunk_frames=chunk_frames)
-            _text(model, output.ctc_logits)
+            for found in model.greedy(output):
+                model.tokenizer.decode(found.tokens)
 
     with _measuring(model, threads):
         times = [_timed(run, device) for _ in range(repeats + 1)][1:]
@@ -176,7 +175,8 @@ def macs_per_audio_second(model: Recogniser, audio_s: float = 10.0, chunk_frames
     device = model.feature_mean.device
     audio = torch.zeros(1, round(audio_s * model.sample_rate_hz), device=device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(model.features(audio, torch.tensor([audio.shape[1]], device=device)), chunk_frames=chunk_frames)
+        features = model.features(audio, torch.tensor([audio.shape[1]], device=device))
+        model.greedy(model(features, chunk_frames=chunk_frames))  # a transducer's search is part of its cost
     return counter.get_total_flops() / 2 / audio_s
 
 
@@ -191,11 +191,6 @@ def _stream(recognizer: Recognizer, audio: NDArray[np.float32], step_samples: in
             session.finish()
         _synchronise(recognizer.device)
         yield time.perf_counter() - begin
-
-
-def _text(model: Recogniser, logits: Frames) -> list[str]:
-    log_probs = Frames(logits.values.float().log_softmax(-1), logits.lengths, logits.frame_shift_s)
-    return [model.tokenizer.decode(found.tokens) for found in greedy(log_probs, model.vocabulary)]
 
 
 def _pad(utterances: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -147,7 +147,7 @@ def _checked(model: Recogniser, to: Target, chunk_frames: int | None) -> Streami
     if to not in ("onnx", "sherpa"):
         raise ExportError(f"to: expected onnx or sherpa, found {to!r}")
     if not isinstance(model, StreamingConformer):
-        raise ExportError(f"model: expected a streaming_conformer, found a {model.kind}, which hears whole utterances")
+        raise ExportError(f"model: expected a streaming_conformer, found a {model.kind}")
     chunk = model.config.chunk_frames if chunk_frames is None else chunk_frames
     if chunk < 1:
         raise ExportError(f"chunk_frames: expected at least 1, found {chunk}")

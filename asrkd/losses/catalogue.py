@@ -68,9 +68,9 @@ class LossSpec:
     Args:
         compute: ``(inputs, **options) -> (sum, count)``; with a head also ``head=``.
         function: The pure function that does the work; its keyword arguments are the options.
-        needs: What must be in :class:`LossInputs`: ``tokens``, ``decoder_logits``, ``decode``, ``targets.posteriors``,
-            ``targets.nbest``, ``targets.decoder``, ``other_view``, ``other_view.full_context``, ``transducer_logits``,
-            ``teacher_transducer_logits``.
+        needs: What must be in :class:`LossInputs`: ``tokens``, ``ctc_logits``, ``decoder_logits``, ``decode``,
+            ``transducer_logits``, ``targets.posteriors``, ``targets.nbest``, ``targets.decoder``, ``targets.lattice``,
+            ``other_view``, ``other_view.full_context``.
         summary: One line.
         source: Paper.
         more_options: Options that the function itself does not have, with their defaults.
@@ -115,15 +115,16 @@ def missing(inputs: LossInputs, needs: frozenset[str]) -> list[str]:
     there = {
         "tokens": inputs.tokens is not None and inputs.token_lengths is not None,
         "encoded": inputs.encoded is not None,
+        "ctc_logits": inputs.ctc_logits is not None,
         "decoder_logits": inputs.decoder_logits is not None,
         "decode": inputs.decode is not None,
         "other_view": inputs.other_view is not None,
         "other_view.full_context": inputs.other_view is not None,
         "transducer_logits": inputs.transducer_logits is not None,
-        "teacher_transducer_logits": inputs.teacher_transducer_logits is not None,
         "targets.posteriors": targets is not None and targets.posteriors is not None,
         "targets.nbest": targets is not None and targets.nbest is not None,
         "targets.decoder": targets is not None and targets.decoder is not None,
+        "targets.lattice": targets is not None and targets.lattice is not None,
     }
     there |= {f"hidden:{name}": True for name in inputs.hidden}
     there |= {f"targets.hidden:{name}": True for name in (targets.hidden if targets is not None else ())}
@@ -132,8 +133,9 @@ def missing(inputs: LossInputs, needs: frozenset[str]) -> list[str]:
 
 def zero(inputs: LossInputs) -> Tensor:
     """A differentiable zero on the batch's device."""
-    if inputs.ctc_logits is not None:
-        return inputs.ctc_logits.values[:0].float().sum()
+    for frames in (inputs.ctc_logits, inputs.encoded):
+        if frames is not None:
+            return frames.values[:0].float().sum()
     return torch.zeros(())
 
 
@@ -151,7 +153,9 @@ def _hidden(function: Callable[..., Tensor], summary: str, source: str, projecte
 
 
 LOSSES: dict[str, LossSpec] = {
-    "ctc": _spec(entry.supervised_ctc, supervised.ctc, "tokens", "CTC on the reference", "Graves et al. 2006"),
+    "ctc": _spec(
+        entry.supervised_ctc, supervised.ctc, "ctc_logits tokens", "CTC on the reference", "Graves et al. 2006"
+    ),
     "attention_ce": _spec(
         entry.supervised_attention,
         supervised.attention_ce,
@@ -169,21 +173,21 @@ LOSSES: dict[str, LossSpec] = {
     "delay_penalised_ctc": _spec(
         entry.penalised_ctc,
         delay.delay_penalised_ctc,
-        "tokens",
+        "ctc_logits tokens",
         "CTC whose alignments gain by emitting early, in place of ctc",
         "Yao et al. 2023",
     ),
     "frame_kl": _spec(
         entry.teacher_frames,
         frame.frame_kl,
-        "targets.posteriors",
+        "ctc_logits targets.posteriors",
         "divergence from the teacher's frame posteriors, with temperature, blank policy and delay",
         "Hinton et al. 2015; Li et al. 2014",
     ),
     "alignment_kl": _spec(
         entry.teacher_alignment,
         alignment.alignment_kl,
-        "targets.posteriors",
+        "ctc_logits targets.posteriors",
         "frame KL from the teacher's alignment of the reference or of its own hypothesis",
         "Graves et al. 2006; after Senior et al. 2015",
         more_options={"transcript": "reference"},
@@ -191,35 +195,35 @@ LOSSES: dict[str, LossSpec] = {
     "guided_ctc": _spec(
         entry.teacher_guide,
         alignment.guided_ctc,
-        "targets.posteriors",
+        "ctc_logits targets.posteriors",
         "student spikes stand where the teacher's do",
         "Kurata & Saon 2019, 2020",
     ),
     "hypothesis_ctc": _spec(
         entry.teacher_list(sequence.hypothesis_ctc),
         sequence.hypothesis_ctc,
-        "targets.nbest",
+        "ctc_logits targets.nbest",
         "CTC on the teacher's best transcript",
         "Kim & Rush 2016",
     ),
     "nbest_ctc": _spec(
         entry.teacher_list(sequence.nbest_ctc),
         sequence.nbest_ctc,
-        "targets.nbest",
+        "ctc_logits targets.nbest",
         "CTC on the teacher's N-best list, weighted by its scores",
         "Kim & Rush 2016; Takashima et al. 2018",
     ),
     "listwise_kl": _spec(
         entry.teacher_list(sequence.listwise_kl),
         sequence.listwise_kl,
-        "targets.nbest",
+        "ctc_logits targets.nbest",
         "KL between both models' posteriors over the teacher's N-best list",
         "Huang et al. 2018",
     ),
     "mwer": _spec(
         entry.teacher_list_risk,
         sequence.mwer,
-        "tokens targets.nbest",
+        "ctc_logits tokens targets.nbest",
         "expected token errors over the teacher's N-best list",
         "Prabhavalkar et al. 2018",
     ),
@@ -240,21 +244,21 @@ LOSSES: dict[str, LossSpec] = {
     "dual_mode": _spec(
         entry.full_context,
         consistency.dual_mode,
-        "other_view.full_context",
+        "ctc_logits other_view.full_context",
         "the same weights with full context teach the streaming mode",
         "Yu et al. 2021",
     ),
     "consistency": _spec(
         entry.two_views,
         consistency.consistency,
-        "other_view",
+        "ctc_logits other_view",
         "symmetric KL between two augmented views",
         "Yao et al. 2025 (CR-CTC)",
     ),
     "other_view_ctc": _spec(
         entry.other_view_ctc,
         supervised.ctc,
-        "tokens other_view",
+        "ctc_logits tokens other_view",
         "CTC on the reference of the second view, beside dual_mode or consistency",
         "Yu et al. 2021; Yao et al. 2025",
     ),
@@ -281,14 +285,14 @@ LOSSES: dict[str, LossSpec] = {
     "collapsed_kl": _spec(
         entry.transducer_collapsed,
         transducer.collapsed_kl,
-        "tokens transducer_logits teacher_transducer_logits",
+        "tokens transducer_logits targets.lattice",
         "KL over label, blank and rest at each node of the transducer's lattice",
         "Panchapagesan et al. 2021",
     ),
     "one_best_kl": _spec(
         entry.transducer_one_best,
         transducer.one_best_kl,
-        "tokens transducer_logits teacher_transducer_logits",
+        "tokens transducer_logits targets.lattice",
         "full KL along the teacher's best path through the transducer's lattice",
         "Yang et al. 2022",
     ),

@@ -69,14 +69,13 @@ def transducer(inputs: LossInputs, **options: Any) -> Term:
 def transducer_collapsed(inputs: LossInputs, **options: Any) -> Term:
     """Collapsed lattice from the teacher's joint network."""
     tokens, lengths = _reference(inputs)
-    assert inputs.teacher_transducer_logits is not None
-    teacher = collapsed(inputs.teacher_transducer_logits, tokens, lengths, blank_id=inputs.vocabulary.blank_id)
+    teacher = collapsed(_lattice(inputs), tokens, lengths, blank_id=inputs.vocabulary.blank_id)
     return _transducer_term(collapsed_kl, inputs, (teacher,), **options)
 
 
 def transducer_one_best(inputs: LossInputs, **options: Any) -> Term:
     """KL along the teacher's best path."""
-    return _transducer_term(one_best_kl, inputs, (inputs.teacher_transducer_logits,), **options)
+    return _transducer_term(one_best_kl, inputs, (_lattice(inputs),), **options)
 
 
 def _transducer_term(function: Callable[..., Tensor], inputs: LossInputs, more: Sequence[Any], **options: Any) -> Term:
@@ -256,6 +255,18 @@ def _posteriors(inputs: LossInputs) -> Frames | TopK:
     posteriors = _targets(inputs).posteriors
     assert posteriors is not None
     return posteriors
+
+
+def _lattice(inputs: LossInputs) -> Tensor:
+    """The teacher's ``(B, T, U+1, V)``."""
+    lattice = _targets(inputs).lattice
+    assert lattice is not None
+    if inputs.encoded is not None and abs(lattice.frame_shift_s - inputs.encoded.frame_shift_s) > 1e-6:
+        raise ValueError(
+            f"targets.lattice: expected frames of {1000 * inputs.encoded.frame_shift_s:g} ms as the student's, found "
+            f"{1000 * lattice.frame_shift_s:g} ms"
+        )
+    return lattice.values
 
 
 def _frame_options(inputs: LossInputs) -> dict[str, Any]:

@@ -27,7 +27,6 @@ class LossInputs:
         targets: What the teacher said.
         other_view: Student logits of a second view (other masks, or full context), where a loss needs one.
         transducer_logits: ``(B, T, U+1, V)`` of the student's joint network on ``tokens``, T as in ``encoded``.
-        teacher_transducer_logits: The same of the teacher.
     """
 
     vocabulary: Vocabulary
@@ -42,4 +41,3 @@ class LossInputs:
     targets: TeacherTargets | None = None
     other_view: Frames | None = None
     transducer_logits: Tensor | None = None
-    teacher_transducer_logits: Tensor | None = None

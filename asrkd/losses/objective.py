@@ -137,7 +137,7 @@ class Objective(nn.Module):
 
     def on_references_alone(self) -> Objective:
         """The terms that need neither teacher nor second view: what development data can be scored with."""
-        alone = {"tokens", "decoder_logits", "decode"}
+        alone = {"tokens", "ctc_logits", "decoder_logits", "decode", "transducer_logits"}
         return Objective([term for term in self.terms if term.needs <= alone])
 
     def forward(self, inputs: LossInputs, *, step: int, normaliser: float) -> ObjectiveOutput:
@@ -190,7 +190,7 @@ class Objective(nn.Module):
     def _computed(self, term: ObjectiveTerm, inputs: LossInputs) -> tuple[Tensor, float | Tensor]:
         if lacking := missing(inputs, term.needs):
             raise ValueError(f"{term.name}: expected {', '.join(lacking)} in the batch; found none")
-        of_tokens = {"targets.posteriors", "targets.nbest", "targets.decoder"} & term.needs
+        of_tokens = {"targets.posteriors", "targets.nbest", "targets.decoder", "targets.lattice"} & term.needs
         targets = inputs.targets
         if of_tokens and targets is not None and targets.vocabulary != inputs.vocabulary:
             raise ValueError(

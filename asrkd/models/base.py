@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from asrkd.data.features import FRAME_SHIFT_S, Fbank
 from asrkd.data.text import Tokenizer
+from asrkd.decoding.ctc import DecodedTokens, greedy
 from asrkd.types import Frames, ModelOutput, Vocabulary
 
 
@@ -34,7 +35,7 @@ class ModelConfig(BaseModel):
 
 
 class Recogniser(nn.Module, ABC):
-    """A model from audio to CTC posteriors, with its features, its normalisation and its tokenizer.
+    """A model from audio to CTC or transducer posteriors, with its features, its normalisation and its tokenizer.
 
     Args:
         config: The model's configuration.
@@ -44,6 +45,7 @@ class Recogniser(nn.Module, ABC):
     Attributes:
         frame_shift_s: Seconds from one output frame to the next; output frame j stands at ``j * frame_shift_s``.
         has_decoder: Whether :meth:`decoder_logits` works.
+        has_transducer: Whether :meth:`transducer_logits` works; :meth:`greedy` is then the transducer's.
     """
 
     kind: ClassVar[str]
@@ -51,6 +53,7 @@ class Recogniser(nn.Module, ABC):
     feature_mean: Tensor
     feature_inverse_std: Tensor
     has_decoder: bool = False
+    has_transducer: bool = False
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer, subsampling_factor: int) -> None:
         super().__init__()
@@ -151,6 +154,32 @@ class Recogniser(nn.Module, ABC):
             ValueError: If the model has no attention decoder.
         """
         raise ValueError(f"decoder_logits: this {self.kind} has no attention decoder")
+
+    def transducer_logits(self, encoded: Frames, tokens: Tensor, token_lengths: Tensor) -> Tensor:
+        """The joint network at every node of the lattice, forced on labels.
+
+        Args:
+            encoded: ``ModelOutput.encoded`` of B utterances.
+            tokens: ``(B, U)`` label ids; anything beyond ``token_lengths``.
+            token_lengths: ``(B,)`` labels.
+
+        Returns:
+            ``(B, T, U+1, V)`` logits: node (t, u) predicts what follows the first u labels at frame t.
+
+        Raises:
+            ValueError: If the model is no transducer.
+        """
+        raise ValueError(f"transducer_logits: this {self.kind} has no joint network")
+
+    def greedy(self, output: ModelOutput) -> list[DecodedTokens]:
+        """Best path of each utterance under the head that the model is decoded with, here CTC.
+
+        Args:
+            output: Of :meth:`forward`.
+        """
+        logits = output.ctc_logits
+        log_probs = Frames(logits.values.float().log_softmax(-1), logits.lengths, logits.frame_shift_s)
+        return greedy(log_probs, self.vocabulary)
 
 
 def check_hidden_names(want_hidden: tuple[str, ...], num_layers: int) -> None:

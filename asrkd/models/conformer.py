@@ -1,4 +1,4 @@
-"""The streaming student: a cache-aware chunked Conformer with a CTC head.
+"""The streaming student: a cache-aware chunked Conformer, and its form with a CTC head.
 
 Dimension legend: B utterances, T output frames, F mel bins, C frames of a chunk, L frames of left context, H heads,
 D hidden units, N layers, K kernel width, V tokens.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from asrkd.data.text import START_ID, Tokenizer
 from asrkd.models.base import ModelConfig, Recogniser, check_hidden_names, frame_mask
 from asrkd.models.blocks import ConformerBlock, rotary_table
-from asrkd.models.heads import AttentionDecoder
+from asrkd.models.heads import AttentionDecoder, blank_first
 from asrkd.models.state import StudentState
 from asrkd.models.subsampling import CausalSubsampling, pad_to_multiple
 from asrkd.types import Frames, ModelOutput
@@ -33,8 +33,8 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
-class StreamingConformerConfig(ModelConfig):
-    """Numbers of a :class:`StreamingConformer`.
+class ChunkedConformerConfig(ModelConfig):
+    """Numbers of a :class:`ChunkedConformer`.
 
     ``size`` fills what is not given from ``SIZES``; every number may be given beside it.
 
@@ -50,13 +50,8 @@ class StreamingConformerConfig(ModelConfig):
         dropout: In every module.
         chunk_frames: Output frames of a chunk unless the caller says otherwise.
         left_context_frames: Output frames of the past that a chunk attends to unless the caller says otherwise.
-        decoder_layers: Layers of the attention decoder; 0: none.
-        decoder_heads: Its attention heads.
-        decoder_dim: Its width.
-        decoder_ffn_dim: Its feed-forward hidden units.
     """
 
-    kind: Literal["streaming_conformer"] = "streaming_conformer"
     size: Literal["tiny", "xs", "s", "m"] | None = None
     d_model: int = Field(gt=0)
     num_layers: int = Field(gt=0)
@@ -68,10 +63,6 @@ class StreamingConformerConfig(ModelConfig):
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     chunk_frames: int = Field(default=16, ge=0)
     left_context_frames: int = Field(default=64, ge=0)
-    decoder_layers: int = Field(default=0, ge=0)
-    decoder_heads: int = Field(default=4, gt=0)
-    decoder_dim: int = Field(default=144, gt=0)
-    decoder_ffn_dim: int = Field(default=576, gt=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -81,11 +72,32 @@ class StreamingConformerConfig(ModelConfig):
         return values
 
     @model_validator(mode="after")
-    def _check_widths(self) -> StreamingConformerConfig:
+    def _check_width(self) -> ChunkedConformerConfig:
         if self.d_model % (2 * self.num_heads):
             raise ValueError(
                 f"d_model: expected a multiple of 2 * num_heads = {2 * self.num_heads}, found {self.d_model}"
             )
+        return self
+
+
+class StreamingConformerConfig(ChunkedConformerConfig):
+    """Numbers of a :class:`StreamingConformer`; those of the encoder as of :class:`ChunkedConformerConfig`.
+
+    Attributes:
+        decoder_layers: Layers of the attention decoder; 0: none.
+        decoder_heads: Its attention heads.
+        decoder_dim: Its width.
+        decoder_ffn_dim: Its feed-forward hidden units.
+    """
+
+    kind: Literal["streaming_conformer"] = "streaming_conformer"
+    decoder_layers: int = Field(default=0, ge=0)
+    decoder_heads: int = Field(default=4, gt=0)
+    decoder_dim: int = Field(default=144, gt=0)
+    decoder_ffn_dim: int = Field(default=576, gt=0)
+
+    @model_validator(mode="after")
+    def _check_decoder_width(self) -> StreamingConformerConfig:
         if self.decoder_layers and self.decoder_dim % (2 * self.decoder_heads):
             raise ValueError(
                 f"decoder_dim: expected a multiple of 2 * decoder_heads = {2 * self.decoder_heads}, "
@@ -94,23 +106,21 @@ class StreamingConformerConfig(ModelConfig):
         return self
 
 
-class StreamingConformer(Recogniser):
-    """Conformer that gives the same posteriors whether it hears whole utterances or chunk after chunk.
+class ChunkedConformer(Recogniser):
+    """Conformer encoder that gives the same whether it hears whole utterances or chunk after chunk; its heads are others' matter.
 
     Attention is limited to chunks with bounded left context, every convolution is causal and no norm depends on the
-    batch, so that :meth:`step` with its explicit state equals :meth:`forward`.
+    batch, so that :meth:`step_encoder` with its explicit state equals :meth:`encode`.
 
     Args:
         config: Numbers of the model.
-        tokenizer: Gives the vocabulary of the CTC head.
+        tokenizer: Gives the vocabulary of the heads.
     """
 
-    kind: ClassVar[str] = "streaming_conformer"
-    config: StreamingConformerConfig
+    config: ChunkedConformerConfig
 
-    def __init__(self, config: StreamingConformerConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: ChunkedConformerConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer, config.subsampling_factor)
-        vocab_size = len(self.vocabulary)
         self.subsampling = CausalSubsampling(
             config.num_mel_bins, config.subsampling_channels, config.d_model, config.subsampling_factor, config.dropout
         )
@@ -118,34 +128,18 @@ class StreamingConformer(Recogniser):
             ConformerBlock(config.d_model, config.num_heads, config.ffn_dim, config.conv_kernel_frames, config.dropout)
             for _ in range(config.num_layers)
         )
-        self.ctc_head = nn.Linear(config.d_model, vocab_size)
-        # Start where half the mass is on blank, near what CTC settles at, instead of climbing there from 1 / V.
-        nn.init.normal_(self.ctc_head.weight, std=0.02)
-        nn.init.zeros_(self.ctc_head.bias)
-        with torch.no_grad():
-            self.ctc_head.bias[self.vocabulary.blank_id] = torch.log(torch.tensor(max(vocab_size - 1.0, 1.0)))
-        self.has_decoder = config.decoder_layers > 0
-        if self.has_decoder:
-            self.decoder = AttentionDecoder(
-                vocab_size,
-                config.d_model,
-                config.decoder_dim,
-                config.decoder_heads,
-                config.decoder_ffn_dim,
-                config.decoder_layers,
-                config.dropout,
-                START_ID,
-            )
 
-    def forward(
+    def encode(
         self,
         features: Frames,
-        *,
         chunk_frames: int | None = None,
         left_context_frames: int | None = None,
         want_hidden: tuple[str, ...] = (),
-    ) -> ModelOutput:
-        """See :meth:`Recogniser.forward`. ``chunk_frames=0``: unlimited attention; convolutions stay causal."""
+    ) -> tuple[Frames, dict[str, Frames]]:
+        """Encoder output ``(B, T, D)`` and hidden layers; arguments and errors as of :meth:`Recogniser.forward`.
+
+        ``chunk_frames=0``: unlimited attention; convolutions stay causal.
+        """
         chunk = self.config.chunk_frames if chunk_frames is None else chunk_frames
         left = self.config.left_context_frames if left_context_frames is None else left_context_frames
         if chunk < 0 or left < 0:
@@ -162,23 +156,12 @@ class StreamingConformer(Recogniser):
             x, _ = block(x, rotary, mask)
             if f"layer.{index}" in want_hidden:
                 hidden[f"layer.{index}"] = Frames(x, lengths, self.frame_shift_s)
-        logits = Frames(self.ctc_head(x), lengths, self.frame_shift_s)
-        return ModelOutput(logits, Frames(x, lengths, self.frame_shift_s), hidden)
+        return Frames(x, lengths, self.frame_shift_s), hidden
 
-    def decoder_logits(
-        self, encoded: Frames, tokens: Tensor, token_lengths: Tensor, rows: Tensor | None = None
-    ) -> Tensor:
-        """See :meth:`Recogniser.decoder_logits`."""
-        if not self.has_decoder:
-            return super().decoder_logits(encoded, tokens, token_lengths, rows)
-        # What stands beyond a sequence's end may be any padding mark; the embedding needs a valid id.
-        tokens = tokens.masked_fill(~frame_mask(token_lengths, tokens.shape[1]), 0)
-        return self.decoder(encoded, tokens, rows)
-
-    def initial_state(
+    def initial_encoder_state(
         self, batch: int, device: torch.device | str = "cpu", left_context_frames: int | None = None
     ) -> StudentState:
-        """The state before the first chunk.
+        """The encoder's state before the first chunk.
 
         Args:
             batch: B, independent streams.
@@ -197,28 +180,21 @@ class StreamingConformer(Recogniser):
             cached_frames=torch.zeros(batch, dtype=torch.int64, device=device),
         )
 
-    def step(
+    def step_encoder(
         self, features: Tensor, state: StudentState, lengths: Tensor | None = None, chunk_frames: int | None = None
     ) -> tuple[Tensor, StudentState]:
-        """The next chunk of B independent streams, or several chunks at once: :meth:`step_encoder` and the CTC head.
+        """The next chunk of B independent streams, or several chunks at once.
 
         Args:
             features: ``(B, n * C * subsampling_factor, F)`` normalised features; the end of a stream may be shorter.
-            state: From :meth:`initial_state` or the previous step.
+            state: From :meth:`initial_encoder_state` or the previous step.
             lengths: ``(B,)`` valid feature frames, where some rows hold the end of their stream; such a row's new
                 state is of no further use. ``None``: all are valid.
             chunk_frames: C, output frames that see each other; ``None``: all that are given, one chunk.
 
         Returns:
-            Logits ``(B, n * C, V)`` and the next state.
+            Encoder output ``(B, n * C, D)`` and the next state.
         """
-        encoded, state = self.step_encoder(features, state, lengths, chunk_frames)
-        return self.ctc_head(encoded), state
-
-    def step_encoder(
-        self, features: Tensor, state: StudentState, lengths: Tensor | None = None, chunk_frames: int | None = None
-    ) -> tuple[Tensor, StudentState]:
-        """As :meth:`step`, giving the encoder's output ``(B, n * C, D)``."""
         batch, num_features = features.shape[:2]
         if lengths is None:
             lengths = torch.full((batch,), num_features, dtype=torch.int64, device=features.device)
@@ -256,6 +232,74 @@ class StreamingConformer(Recogniser):
             start = (query - left) // chunk_frames * chunk_frames
             mask = mask & (position >= start) & (position < start + left + chunk_frames)
         return mask | (position == query)
+
+
+class StreamingConformer(ChunkedConformer):
+    """A :class:`ChunkedConformer` with a CTC head and, where its configuration says so, an attention decoder.
+
+    Args:
+        config: Numbers of the model.
+        tokenizer: Gives the vocabulary of the CTC head.
+    """
+
+    kind: ClassVar[str] = "streaming_conformer"
+    config: StreamingConformerConfig
+
+    def __init__(self, config: StreamingConformerConfig, tokenizer: Tokenizer) -> None:
+        super().__init__(config, tokenizer)
+        self.ctc_head = blank_first(nn.Linear(config.d_model, len(self.vocabulary)), self.vocabulary.blank_id)
+        self.has_decoder = config.decoder_layers > 0
+        if self.has_decoder:
+            self.decoder = AttentionDecoder(
+                len(self.vocabulary),
+                config.d_model,
+                config.decoder_dim,
+                config.decoder_heads,
+                config.decoder_ffn_dim,
+                config.decoder_layers,
+                config.dropout,
+                START_ID,
+            )
+
+    def forward(
+        self,
+        features: Frames,
+        *,
+        chunk_frames: int | None = None,
+        left_context_frames: int | None = None,
+        want_hidden: tuple[str, ...] = (),
+    ) -> ModelOutput:
+        """See :meth:`Recogniser.forward` and :meth:`encode`."""
+        encoded, hidden = self.encode(features, chunk_frames, left_context_frames, want_hidden)
+        logits = Frames(self.ctc_head(encoded.values), encoded.lengths, self.frame_shift_s)
+        return ModelOutput(logits, encoded, hidden)
+
+    def decoder_logits(
+        self, encoded: Frames, tokens: Tensor, token_lengths: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        """See :meth:`Recogniser.decoder_logits`."""
+        if not self.has_decoder:
+            return super().decoder_logits(encoded, tokens, token_lengths, rows)
+        # What stands beyond a sequence's end may be any padding mark; the embedding needs a valid id.
+        tokens = tokens.masked_fill(~frame_mask(token_lengths, tokens.shape[1]), 0)
+        return self.decoder(encoded, tokens, rows)
+
+    def initial_state(
+        self, batch: int, device: torch.device | str = "cpu", left_context_frames: int | None = None
+    ) -> StudentState:
+        """The state before the first chunk, as of :meth:`initial_encoder_state`."""
+        return self.initial_encoder_state(batch, device, left_context_frames)
+
+    def step(
+        self, features: Tensor, state: StudentState, lengths: Tensor | None = None, chunk_frames: int | None = None
+    ) -> tuple[Tensor, StudentState]:
+        """:meth:`step_encoder` and the CTC head.
+
+        Returns:
+            Logits ``(B, n * C, V)`` and the next state.
+        """
+        encoded, state = self.step_encoder(features, state, lengths, chunk_frames)
+        return self.ctc_head(encoded), state
 
 
 def chunk_mask(lengths: Tensor, num_frames: int, chunk_frames: int, left_context_frames: int) -> Tensor:

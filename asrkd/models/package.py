@@ -28,12 +28,14 @@ from asrkd.data.text import Tokenizer
 from asrkd.models import hub
 from asrkd.models.base import ModelConfig, Recogniser
 from asrkd.models.conformer import StreamingConformer, StreamingConformerConfig
+from asrkd.models.transducer import StreamingTransducer, StreamingTransducerConfig
 from asrkd.models.transformer import SpeechBrainConformer, SpeechBrainConformerConfig
 
 SCHEMA_VERSION = 1
 
 MODELS: dict[str, tuple[type[ModelConfig], Callable[[Any, Tokenizer], Recogniser]]] = {
     "streaming_conformer": (StreamingConformerConfig, StreamingConformer),
+    "streaming_transducer": (StreamingTransducerConfig, StreamingTransducer),
     "speechbrain_conformer": (SpeechBrainConformerConfig, SpeechBrainConformer),
 }
 """Every kind of model: its configuration and its class."""

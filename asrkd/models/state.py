@@ -1,4 +1,4 @@
-"""What the streaming student remembers between two chunks."""
+"""What the streaming students remember between two chunks."""
 
 from __future__ import annotations
 
@@ -48,4 +48,28 @@ class StudentState:
             torch.cat([state.values for state in states], dim=1),
             torch.cat([state.conv for state in states], dim=1),
             torch.cat([state.cached_frames for state in states]),
+        )
+
+
+@dataclass(frozen=True)
+class TransducerState:
+    """Explicit state of B independent streams of a transducer.
+
+    Args:
+        encoder: Of the encoder.
+        context: ``(B, C)`` int64, the last labels that the search emitted, blanks before the first.
+    """
+
+    encoder: StudentState
+    context: Tensor
+
+    def select(self, rows: Tensor) -> TransducerState:
+        """The streams ``rows`` (int64 indices), in that order."""
+        return TransducerState(self.encoder.select(rows), self.context[rows])
+
+    @staticmethod
+    def join(states: Sequence[TransducerState]) -> TransducerState:
+        """The streams of several states as one batch."""
+        return TransducerState(
+            StudentState.join([state.encoder for state in states]), torch.cat([state.context for state in states])
         )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from asrkd.data.text import START_ID, Tokenizer
 from asrkd.models.base import ModelConfig, Recogniser, check_hidden_names, frame_mask
+from asrkd.models.heads import blank_first
 from asrkd.models.subsampling import CausalSubsampling, pad_to_multiple
 from asrkd.types import Frames, ModelOutput, NBest
 
@@ -151,11 +152,7 @@ class SpeechBrainConformer(Recogniser):
             layer.convolution_module = PaddedConvolution(
                 config.d_model, config.conv_kernel_frames, dropout=config.dropout
             )
-        self.ctc_head = nn.Linear(config.d_model, vocab_size)
-        nn.init.normal_(self.ctc_head.weight, std=0.02)
-        nn.init.zeros_(self.ctc_head.bias)
-        with torch.no_grad():
-            self.ctc_head.bias[self.vocabulary.blank_id] = torch.log(torch.tensor(max(vocab_size - 1.0, 1.0)))
+        self.ctc_head = blank_first(nn.Linear(config.d_model, vocab_size), self.vocabulary.blank_id)
         self.has_decoder = config.decoder_layers > 0
         if self.has_decoder:
             self.decoder_head = nn.Linear(config.d_model, vocab_size)

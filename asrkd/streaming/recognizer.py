@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,9 +22,9 @@ from asrkd.decoding.attention import rescore
 from asrkd.decoding.ctc import DecodedTokens
 from asrkd.decoding.word_lm import WordLm
 from asrkd.models.base import Recogniser
-from asrkd.models.conformer import StreamingConformer
-from asrkd.models.state import StudentState
+from asrkd.models.conformer import ChunkedConformer
 from asrkd.streaming.events import Event, Final, Partial, WordHeard, words_of
+from asrkd.streaming.hearing import Step, hearing_of
 from asrkd.streaming.pcm import PcmInput
 from asrkd.streaming.segment import Decoding, SegmentDecoder, encode_hotwords
 from asrkd.types import Frames
@@ -64,7 +64,7 @@ class RecognizerOptions:
     Args:
         chunk_frames: Output frames of a chunk; ``None``: the model's default.
         left_context_frames: Output frames of the past; ``None``: the model's default.
-        beam: Width of the prefix beam search; 1: greedy.
+        beam: Width of the CTC prefix beam search; 1: greedy.
         tokens_per_frame: Of the beam search.
         nbest: Hypotheses in a final result.
         attention_weight: Above 0, the attention decoder rescores the N-best list of each segment with this weight.
@@ -124,9 +124,9 @@ class Session:
         self._fbank_state = model.fbank.initial_state(1, recognizer.device)
         self._features = torch.zeros(1, 0, model.config.num_mel_bins, device=recognizer.device)
         self._feature_frames = 0
-        self._state = model.initial_state(1, recognizer.device, recognizer.left_context_frames)
+        self._state = recognizer._hearing.initial_state()
         self._segment_begin = 0
-        self._segment = recognizer._segment(None)
+        self._segment = recognizer._hearing.segment(None)
         self._encoded: list[Tensor] = []
         self._last_text = ""
         self._words_told = 0
@@ -185,7 +185,7 @@ class Recognizer:
     """
 
     def __init__(self, model: Recogniser, options: RecognizerOptions | None = None) -> None:
-        if not isinstance(model, StreamingConformer):
+        if not isinstance(model, ChunkedConformer):
             raise ValueError(f"model: a {model.kind} hears whole utterances and cannot stream")
         self.model = model.eval()
         self.options = options or RecognizerOptions()
@@ -198,9 +198,9 @@ class Recognizer:
         self.left_context_frames = config.left_context_frames if left is None else left
         if self.options.attention_weight and not model.has_decoder:
             raise ValueError("attention_weight: this model has no attention decoder to rescore with")
+        self._hearing = hearing_of(model, self.chunk_frames, self.left_context_frames, self.options.decoding(model))
         self.chunk_features = self.chunk_frames * model.subsampling_factor
         self.device = next(model.parameters()).device
-        self._decoding = self.options.decoding(model)
 
     def session(self) -> Session:
         """A new stream."""
@@ -268,17 +268,18 @@ class Recognizer:
             ]
             if not ready:
                 break
-            log_probs, encoded = self._step([sessions[row] for row in ready])
+            step = self._step([sessions[row] for row in ready])
             advanced.update(ready)
             for place, row in enumerate(ready):
-                self._hear(sessions[row], log_probs[place], encoded[place], events[row])
+                encoded = None if step.encoded is None else step.encoded[place]
+                self._hear(sessions[row], step.heard[place], encoded, events[row])
         if self.options.partials:
             for row in sorted(advanced):
                 self._tell(sessions[row], events[row])
         return events
 
-    def _step(self, sessions: Sequence[Session]) -> tuple[list[NDArray[np.float32]], list[Tensor]]:
-        """One step of the encoder for sessions that all have a chunk ready; their log-probabilities and encodings."""
+    def _step(self, sessions: Sequence[Session]) -> Step:
+        """One step for sessions that all have a chunk ready."""
         # As many whole chunks as every session has; one whose stream ends may bring less than one.
         chunks = min(max(session._features.shape[1] // self.chunk_features, 1) for session in sessions)
         num_features = min(chunks, MAX_CHUNKS_A_STEP) * self.chunk_features
@@ -287,29 +288,23 @@ class Recognizer:
         for row, session in enumerate(sessions):
             batch[row, : int(lengths[row])] = session._features[0, :num_features]
             session._features = session._features[:, num_features:]
-        state = StudentState.join([session._state for session in sessions])
-        encoded, state = self.model.step_encoder(batch, state, lengths.to(self.device), self.chunk_frames)
-        log_probs = self.model.ctc_head(encoded).float().log_softmax(-1).cpu().numpy()
-        valid = self.model.output_lengths(lengths).tolist()
-        for row, session in enumerate(sessions):
-            session._state = state if len(sessions) == 1 else state.select(torch.tensor([row], device=self.device))
-        return (
-            [log_probs[row, : valid[row]] for row in range(len(sessions))],
-            [encoded[row, : valid[row]] for row in range(len(sessions))],
-        )
+        step = self._hearing.step(batch, [session._state for session in sessions], lengths)
+        for session, state in zip(sessions, step.states, strict=True):
+            session._state = state
+        return step
 
-    def _hear(self, session: Session, log_probs: NDArray[np.float32], encoded: Tensor, events: list[Event]) -> None:
+    def _hear(self, session: Session, heard: Any, encoded: Tensor | None, events: list[Event]) -> None:
         """Decode new frames chunk by chunk, so that endpoints do not depend on how the audio was cut into pieces."""
-        for start in range(0, len(log_probs), self.chunk_frames):
+        for start in range(0, len(heard), self.chunk_frames):
             stop = start + self.chunk_frames
-            session._segment.advance(np.ascontiguousarray(log_probs[start:stop]))
-            if self.options.attention_weight:
+            session._segment.advance(heard[start:stop])
+            if self.options.attention_weight and encoded is not None:
                 session._encoded.append(encoded[start:stop])
             reason = self._endpoint(session._segment)
             if reason is not None:
                 self._end_segment(session, reason, events)
 
-    def _endpoint(self, segment: SegmentDecoder) -> Literal["silence", "length"] | None:
+    def _endpoint(self, segment: SegmentDecoder[Any]) -> Literal["silence", "length"] | None:
         rules = self.options.endpoints
         if rules is None:
             return None
@@ -364,7 +359,7 @@ class Recognizer:
             alternatives=tuple(self.model.tokenizer.decode(other.tokens) for other in nbest[1:]),
         )
         session._segment_begin += segment.num_frames
-        session._segment = self._segment(segment)
+        session._segment = self._hearing.segment(segment)
         session._encoded = []
         session._last_text = ""
         session._words_told = 0
@@ -380,9 +375,6 @@ class Recognizer:
             return self.model.decoder_logits(encoded, tokens, token_lengths, rows)
 
         return rescore(nbest, decoder_logits, END_ID, self.options.attention_weight, self.device)
-
-    def _segment(self, previous: SegmentDecoder | None) -> SegmentDecoder:
-        return self._decoding.segment(self.model.vocabulary, self.model.frame_shift_s, previous)
 
 
 def chunk_frames_of(model: Recogniser, chunk_ms: int) -> int:

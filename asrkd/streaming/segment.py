@@ -1,4 +1,4 @@
-"""Decoders of one segment of a stream, fed frame by frame: greedy, prefix beam search, words with a language model.
+"""Decoders of one segment of a stream, fed frame by frame: CTC (greedy, beam, words with a language model), transducer labels.
 
 Dimension legend: T frames, V tokens.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,23 +16,26 @@ from asrkd.data.text import UNKNOWN_ID, Tokenizer
 from asrkd.decoding.ctc import DecodedTokens
 from asrkd.decoding.hotwords import HotWords
 from asrkd.decoding.prefix_beam import PrefixBeam, align
+from asrkd.decoding.transducer import Emissions, emitted
 from asrkd.decoding.word_lm import WordLm
 from asrkd.types import Vocabulary
 
+Heard = TypeVar("Heard", contravariant=True)
 
-class SegmentDecoder(Protocol):
+
+class SegmentDecoder(Protocol[Heard]):
     """A decoder between two endpoints.
 
     Attributes:
         num_frames: Frames heard.
-        trailing_blanks: Frames at the end whose likeliest token is the blank.
+        trailing_blanks: Frames at the end in which nothing was said.
     """
 
     num_frames: int
     trailing_blanks: int
 
-    def advance(self, log_probs: NDArray[np.float32]) -> None:
-        """Take the next frames ``(T, V)``."""
+    def advance(self, heard: Heard, /) -> None:
+        """Take the next frames: log-probabilities ``(T, V)``, or what a transducer's search emitted."""
 
     def best_tokens(self) -> tuple[int, ...]:
         """Token ids of the best hypothesis so far."""
@@ -194,9 +197,44 @@ class WordSegment(_KeepsPosteriors):
         return self.aligned(self._search.hypotheses(n))
 
 
+class TransducerSegment:
+    """What a transducer's greedy search emitted, in a few numbers a token; equal to the search over the whole.
+
+    Args:
+        frame_shift_s: Seconds from one frame to the next.
+    """
+
+    def __init__(self, frame_shift_s: float) -> None:
+        self.frame_shift_s = frame_shift_s
+        self.num_frames = 0
+        self.trailing_blanks = 0
+        self._tokens: list[int] = []
+        self._frames: list[int] = []
+        self._log_probs: list[float] = []
+        self._score = 0.0
+
+    def advance(self, emissions: Emissions) -> None:
+        frames, places = np.nonzero(emissions.tokens >= 0)
+        self._tokens += emissions.tokens[frames, places].tolist()
+        self._frames += (self.num_frames + frames).tolist()
+        self._log_probs += emissions.log_probs[frames, places].tolist()
+        self._score += float(emissions.scores.sum(dtype=np.float64))
+        self.num_frames += len(emissions)
+        self.trailing_blanks = self.num_frames - 1 - self._frames[-1] if self._frames else self.num_frames
+
+    def best_tokens(self) -> tuple[int, ...]:
+        return tuple(self._tokens)
+
+    def num_settled(self) -> int:
+        return len(self._tokens)
+
+    def nbest(self, n: int) -> tuple[DecodedTokens, ...]:
+        return (emitted(self._tokens, self._frames, self._log_probs, self._score, self.frame_shift_s),)
+
+
 @dataclass(frozen=True)
 class Decoding:
-    """How segments are decoded.
+    """How a CTC model's segments are decoded.
 
     Args:
         beam: Width of the prefix beam search; 1: greedy.
@@ -211,8 +249,8 @@ class Decoding:
     lm: WordLm | None = None
 
     def segment(
-        self, vocabulary: Vocabulary, frame_shift_s: float, previous: SegmentDecoder | None = None
-    ) -> SegmentDecoder:
+        self, vocabulary: Vocabulary, frame_shift_s: float, previous: SegmentDecoder[Any] | None = None
+    ) -> SegmentDecoder[NDArray[np.float32]]:
         """A decoder for the stretch of speech after ``previous``."""
         if self.lm is not None:
             return WordSegment(self.lm, frame_shift_s)

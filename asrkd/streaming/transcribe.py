@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from asrkd.decoding.ctc import DecodedTokens
 from asrkd.models.base import Recogniser
-from asrkd.models.conformer import StreamingConformer
+from asrkd.models.conformer import ChunkedConformer
 from asrkd.streaming.events import Event, Final, words_of
 from asrkd.streaming.recognizer import Recognizer, RecognizerOptions
 
@@ -31,7 +32,7 @@ def transcribe(model: Recogniser, blocks: Iterable[NDArray[np.float32]], options
     Yields:
         Events as they come; a recording always ends with a :class:`Final`.
     """
-    if isinstance(model, StreamingConformer):
+    if isinstance(model, ChunkedConformer):
         session = Recognizer(model, options).session()
         for block in blocks:
             yield from session.accept(block)
@@ -78,11 +79,15 @@ def _recognise_window(
     features = model.features(samples, torch.tensor([len(audio)], device=device))
     if features.values.shape[1] == 0:
         return Final("", (), begin_s, end_s, "end")
-    logits = model(features, chunk_frames=0).ctc_logits
-    log_probs = logits.values[0, : int(logits.lengths[0])].float().log_softmax(-1).cpu().numpy()
-    segment = options.decoding(model).segment(model.vocabulary, model.frame_shift_s)
-    segment.advance(np.ascontiguousarray(log_probs))
-    nbest = segment.nbest(options.nbest)
+    output = model(features, chunk_frames=0)
+    if model.has_transducer:
+        nbest: tuple[DecodedTokens, ...] = (model.greedy(output)[0],)
+    else:
+        logits = output.ctc_logits
+        log_probs = logits.values[0, : int(logits.lengths[0])].float().log_softmax(-1).cpu().numpy()
+        segment = options.decoding(model).segment(model.vocabulary, model.frame_shift_s)
+        segment.advance(np.ascontiguousarray(log_probs))
+        nbest = segment.nbest(options.nbest)
     texts = [model.tokenizer.decode(hypothesis.tokens) for hypothesis in nbest]
     words = words_of(nbest[0], model.tokenizer, begin_s)
     return Final(texts[0], words, begin_s, end_s, "end", tuple(texts[1:]))

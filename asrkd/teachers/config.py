@@ -144,7 +144,9 @@ def check_teacher(config: Any) -> Any:
         raise ValueError(f"teacher: {wrong}") from None
 
 
-def open_teacher(spec: Any, *, workdir: Path = Path(), device: str = "cpu", nbest: int = 0, beam: int = 8) -> Teacher:
+def open_teacher(
+    spec: Any, *, workdir: Path = Path(), device: str = "cpu", nbest: int = 0, beam: int = 8, lattice: bool = False
+) -> Teacher:
     """Load what a ``TeacherSpec`` describes.
 
     Args:
@@ -153,11 +155,14 @@ def open_teacher(spec: Any, *, workdir: Path = Path(), device: str = "cpu", nbes
         device: Where it runs.
         nbest: Hypotheses of each utterance; 0: none.
         beam: Beam width, at least ``nbest``.
+        lattice: Whether a transducer's posteriors at every node are wanted too, which packages alone give.
 
     Raises:
         ValueError: If it cannot be what is asked.
         OSError: If it is not there.
     """
+    if lattice and not isinstance(spec, PackageSpec):
+        raise ValueError(f"teacher.kind: expected package, to give a transducer's lattice; found {spec.kind}")
     search: dict[str, Any] = {"device": device, "nbest": nbest}
     if isinstance(spec, EnsembleSpec):
         members = [open_teacher(m, workdir=workdir, device=device, nbest=nbest, beam=beam) for m in spec.members]
@@ -176,8 +181,9 @@ def open_teacher(spec: Any, *, workdir: Path = Path(), device: str = "cpu", nbes
         return OnnxTeacher(workdir / spec.path, **search)
     search["precision"] = spec.precision
     if isinstance(spec, PackageSpec):
+        wanted: dict[str, Any] = {"hidden": spec.hidden, "decoder": spec.decoder, "lattice": lattice}
         where = spec.path if is_remote(spec.path) else workdir / spec.path
-        return PackageTeacher(package.load(where), hidden=spec.hidden, decoder=spec.decoder, **search)
+        return PackageTeacher(package.load(where), **wanted, **search)
     if isinstance(spec, TorchaudioSpec):
         from asrkd.teachers.torchaudio_bundle import torchaudio_teacher
 

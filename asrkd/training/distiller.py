@@ -26,7 +26,6 @@ from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 
 from asrkd.data.augment import SpecAugment, add_noise
-from asrkd.decoding.ctc import greedy
 from asrkd.losses.diagnostics import Diagnostics, diagnose
 from asrkd.losses.inputs import LossInputs
 from asrkd.losses.objective import Objective, ObjectiveOutput
@@ -196,12 +195,14 @@ class Distiller(sb.Brain):
         if targets is None and self.teacher is not None and self.modules.training:
             with torch.no_grad():
                 targets = self.teacher(batch).to(self.device)
-        decoder_logits = None
+        decoder_logits = transducer_logits = None
+        assert batch.tokens is not None and batch.token_lengths is not None  # the loader's batches have labels
         if "decoder_logits" in needs:
-            assert batch.tokens is not None and batch.token_lengths is not None  # the loader's batches have labels
             decoder_logits = self.model.decoder_logits(output.encoded, batch.tokens, batch.token_lengths)
+        if "transducer_logits" in needs:
+            transducer_logits = self.model.transducer_logits(output.encoded, batch.tokens, batch.token_lengths)
         return LossInputs(
-            ctc_logits=output.ctc_logits,
+            ctc_logits=output.ctc,
             vocabulary=self.model.vocabulary,
             tokens=batch.tokens,
             token_lengths=batch.token_lengths,
@@ -211,6 +212,7 @@ class Distiller(sb.Brain):
             decoder_logits=decoder_logits,
             decode=self._decode_rows(output) if "decode" in needs else None,
             targets=targets,
+            transducer_logits=transducer_logits,
             other_view=self._other_view(needs, batch, clean, chunk) if self.modules.training else None,
         )
 
@@ -246,8 +248,8 @@ class Distiller(sb.Brain):
 
     def _look_closer(self, inputs: LossInputs, output: ModelOutput) -> None:
         """What costs too much for every step: agreement with the teacher and, on request, gradient shares of the terms."""
-        targets, logits = inputs.targets, output.ctc_logits
-        if targets is not None and targets.posteriors is not None:
+        targets, logits = inputs.targets, output.ctc
+        if targets is not None and targets.posteriors is not None and logits is not None:
             self._window.seen += diagnose(
                 logits.values,
                 logits.lengths,
@@ -373,7 +375,7 @@ class Distiller(sb.Brain):
 
     @torch.no_grad()
     def evaluate_batch(self, batch: Group, stage: sb.Stage) -> Tensor:
-        """Objective and word errors of the model's default streaming mode, greedy CTC."""
+        """Objective and word errors of the model's default streaming mode, best path."""
         loss = torch.zeros(())
         for micro in (m.to(self.device) for m in batch):
             self._place = random.Random(0)
@@ -381,12 +383,7 @@ class Distiller(sb.Brain):
             with self.evaluation_ctx:
                 output, _ = predictions = self.compute_forward(micro, stage)
                 loss = loss + self.compute_objectives(predictions, micro, stage).detach().cpu()
-            scores = output.ctc_logits
-            found = greedy(
-                Frames(scores.values.float().log_softmax(-1), scores.lengths, scores.frame_shift_s),
-                self.model.vocabulary,
-            )
-            for reference, hypothesis in zip(micro.texts, found, strict=True):
+            for reference, hypothesis in zip(micro.texts, self.model.greedy(output), strict=True):
                 words = reference.split()
                 self._valid_errors += Levenshtein.distance(
                     words, self.model.tokenizer.decode(hypothesis.tokens).split()

@@ -22,6 +22,7 @@ from lhotse import CutSet
 from asrkd.data.download import disk_need_bytes
 from asrkd.data.librispeech import PUBLISHED_UTTERANCES
 from asrkd.data.text import Tokenizer, train_tokenizer
+from asrkd.losses.transducer import rnnt
 from asrkd.models import package
 from asrkd.models.base import Recogniser
 from asrkd.teachers.config import PackageSpec
@@ -180,9 +181,17 @@ def _training_step(model: Recogniser, audio: torch.Tensor, lengths: torch.Tensor
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.bfloat16)
     with torch.autocast(audio.device.type, dtype=dtype, enabled=precision != "fp32"):
         output = model(features)
-        logits = output.ctc_logits
-        log_probs = logits.values.float().log_softmax(-1).transpose(0, 1)
-        loss = F.ctc_loss(log_probs, labels, logits.lengths, sizes, blank=model.vocabulary.blank_id, zero_infinity=True)
+        blank_id, lengths, loss = (
+            model.vocabulary.blank_id,
+            output.encoded.lengths,
+            torch.zeros((), device=audio.device),
+        )
+        if output.ctc is not None:
+            log_probs = output.ctc.values.float().log_softmax(-1).transpose(0, 1)
+            loss = loss + F.ctc_loss(log_probs, labels, lengths, sizes, blank=blank_id, zero_infinity=True)
+        if model.has_transducer:
+            joint = model.transducer_logits(output.encoded, labels, sizes)
+            loss = loss + rnnt(joint, lengths, labels, sizes, blank_id=blank_id)
         if model.has_decoder:
             decoded = model.decoder_logits(output.encoded, labels, sizes)[:, :-1].float()
             loss = loss + F.cross_entropy(decoded.flatten(0, 1), labels.flatten())

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from asrkd.losses.objective import Objective, validate_terms
 from asrkd.models.hub import is_remote
 from asrkd.models.package import MODELS
+from asrkd.models.transducer import StreamingTransducer
 from asrkd.teachers.config import EnsembleSpec, PackageSpec, TeacherSpec, parse_teacher
 from asrkd.training.sections import (
     AugmentConfig,
@@ -74,6 +75,11 @@ class Recipe(Strict):
         packages = {place: spec.path for place, spec in members.items() if isinstance(spec, PackageSpec)}
         return {f"{place}.path": path for place, path in packages.items() if not is_remote(path)}
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the losses need to be in a batch."""
+        return Objective.from_config([dict(term) for term in self.losses], total_steps=1).needs
+
     def path(self, relative: Path) -> Path:
         """``relative`` against ``workdir`` (absolute paths stay)."""
         return self.workdir / relative
@@ -107,7 +113,7 @@ def _model_problems(config: Mapping[str, Any]) -> list[str]:
 def _pair_problems(recipe: Recipe) -> list[str]:
     """Combinations that no single key shows to be wrong."""
     problems = []
-    needs = Objective.from_config(list(recipe.losses), total_steps=1).needs
+    needs = recipe.needs
     of_teacher = sorted(n for n in needs if n.startswith("targets"))
     if of_teacher and recipe.teacher is None:
         problems.append(f"teacher: expected one, since losses need {', '.join(of_teacher)}; found none")
@@ -120,9 +126,7 @@ def _pair_problems(recipe: Recipe) -> list[str]:
             f"teacher.kind: expected package or huggingface, since losses need {', '.join(inner)}; "
             f"found {recipe.teacher.kind}"
         )
-    if needs & {"transducer_logits", "teacher_transducer_logits"}:
-        kind = recipe.model["kind"]
-        problems.append(f"losses: expected a transducer as model for losses on its joint network; found kind {kind}")
+    problems += _transducer_problems(recipe, needs)
     if "targets.decoder" in inner and settings is not None and not settings.live:
         problems.append("targets.live: expected true, since the decoder's posteriors are not stored; found false")
     if "targets.nbest" in needs and recipe.targets is not None and recipe.targets.nbest == 0:
@@ -138,11 +142,43 @@ def _pair_problems(recipe: Recipe) -> list[str]:
         )
     if len({(term["num_codebooks"], term.get("codebook_size", 256)) for term in codes}) > 1:
         problems.append("losses: expected the same num_codebooks and codebook_size for every mvq; found different ones")
-    if recipe.data.unlabelled and not of_teacher:
-        problems.append("data.unlabelled: expected a loss that learns from a teacher; found none")
+    if recipe.data.unlabelled and not set(of_teacher) - {"targets.lattice"}:
+        problems.append("data.unlabelled: expected a loss that learns from a teacher without a reference; found none")
     low, high = recipe.augment.noise.snr_db
     if low > high:
         problems.append(f"augment.noise.snr_db: expected [low, high]; found [{low}, {high}]")
+    return problems
+
+
+def _transducer_problems(recipe: Recipe, needs: frozenset[str]) -> list[str]:
+    """Losses, heads, teacher and decoding that do not go with a transducer, or with none."""
+    kind, settings = recipe.model["kind"], recipe.targets
+    if kind != StreamingTransducer.kind:
+        if "transducer_logits" not in needs:
+            return []
+        return [f"losses: expected a transducer as model for losses on its joint network; found kind {kind}"]
+    problems = []
+    if "transducer_logits" not in needs:
+        problems.append(f"losses: expected one on the joint network (rnnt), which model.kind {kind} has; found none")
+    head = bool(recipe.model.get("ctc_head", False))
+    if head and "ctc_logits" not in needs:
+        problems.append("model.ctc_head: expected false, since no loss trains it; found true")
+    if not head and "ctc_logits" in needs:
+        problems.append("model.ctc_head: expected true, since losses need CTC posteriors; found false")
+    if {"decoder_logits", "decode"} & needs:
+        problems.append(f"losses: expected none on an attention decoder, which model.kind {kind} has not; found one")
+    if "targets.lattice" in needs and recipe.teacher is not None:
+        if not isinstance(recipe.teacher, PackageSpec):
+            found = recipe.teacher.kind
+            problems.append(f"teacher.kind: expected package, since losses need a transducer's lattice; found {found}")
+        if settings is not None and not settings.live:
+            problems.append("targets.live: expected true, since a transducer's lattice is not stored; found false")
+    if recipe.evaluate is not None and recipe.evaluate.decoding not in ("greedy", "streaming"):
+        problems.append(
+            f"evaluate.decoding: expected greedy or streaming for model.kind {kind}; found {recipe.evaluate.decoding}"
+        )
+    if recipe.export is not None:
+        problems.append(f"export: expected none (null), since a {kind} cannot be exported; found {recipe.export.to}")
     return problems
 
 

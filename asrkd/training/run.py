@@ -24,7 +24,6 @@ from asrkd.data.batching import AudioCache, BatchSource, load_batch, with_speeds
 from asrkd.data.files import write_atomically
 from asrkd.data.text import Tokenizer, train_tokenizer
 from asrkd.losses.catalogue import LOSSES
-from asrkd.losses.objective import Objective
 from asrkd.models import package
 from asrkd.models.base import Recogniser
 from asrkd.targets.hidden import HiddenCodec
@@ -34,7 +33,7 @@ from asrkd.teachers.base import Teacher
 from asrkd.teachers.config import HuggingFaceSpec, PackageSpec, teacher_name
 from asrkd.teachers.config import open_teacher as open_spec
 from asrkd.teachers.fit import FittedStore, FittedTeacher
-from asrkd.teachers.vocabulary import Match
+from asrkd.training.agreement import check_lattice, check_vocabulary
 from asrkd.training.checkpoints import average_of_best
 from asrkd.training.cpu import remember_shapes
 from asrkd.training.distiller import Distiller
@@ -153,33 +152,24 @@ def _teach(
     fitted = (model.tokenizer, model.frame_shift_s, recipe.targets.case)
     if recipe.targets.live:
         teacher = FittedTeacher(open_teacher(recipe, device), *fitted)
-        _same_inner_vocabulary(recipe, teacher.found)
+        check_vocabulary(recipe, teacher.found)
+        check_lattice(recipe, teacher, model)
         return teacher, None
     store = FittedStore(make_targets(recipe, cuts, device, stage), *fitted)
-    _same_inner_vocabulary(recipe, store.found)
+    check_vocabulary(recipe, store.found)
     return None, store
-
-
-def _same_inner_vocabulary(recipe: Recipe, found: Match) -> None:
-    """Refuse at start what would fail at the first batch."""
-    assert recipe.targets is not None
-    if found.student_ids is None and not recipe.targets.nbest:
-        raise RecipeError(
-            "targets.nbest: expected at least 1, since the teacher's vocabulary is another than the student's and everything "
-            f"goes through text; found 0 ({found.reason})"
-        )
 
 
 def open_teacher(recipe: Recipe, device: str) -> Teacher:
     """The recipe's teacher, loaded, asked for what the losses need."""
     assert recipe.teacher is not None and recipe.targets is not None
-    needs = Objective.from_config([dict(term) for term in recipe.losses], total_steps=1).needs
-    spec = recipe.teacher
+    needs, spec = recipe.needs, recipe.teacher
     if isinstance(spec, PackageSpec | HuggingFaceSpec):
         layers = {need.split(":", 1)[1] for need in needs if need.startswith("targets.hidden:")}
         hidden = tuple(sorted(layers | set(spec.hidden)))
         spec = spec.model_copy(update={"hidden": hidden, "decoder": "targets.decoder" in needs})
-    return open_spec(spec, workdir=recipe.workdir, device=device, nbest=recipe.targets.nbest, beam=recipe.targets.beam)
+    search = {"nbest": recipe.targets.nbest, "beam": recipe.targets.beam}
+    return open_spec(spec, workdir=recipe.workdir, device=device, lattice="targets.lattice" in needs, **search)
 
 
 def make_targets(recipe: Recipe, cuts: CutSet, device: str, stage: Stage) -> TargetsStore:

@@ -62,6 +62,7 @@ def made(dtype: torch.dtype = torch.float64, lengths: tuple[int, ...] = (9, 6, 7
         {"layer.5": Frames(rand(FRAMES, WIDTH), frames, SHIFT_S), "codes": Frames(codes, frames, SHIFT_S)},
         Frames(rand(4, vocab).double().log_softmax(-1), token_lengths + 1, 0.0),
         (tokens, token_lengths),
+        Frames(rand(FRAMES, 4, vocab).double().log_softmax(-1), frames, SHIFT_S),
     )
     table = rand(5, 4, vocab)[:, 0]  # logits by number of tokens so far: a decoder that a test can see through
 
@@ -81,7 +82,6 @@ def made(dtype: torch.dtype = torch.float64, lengths: tuple[int, ...] = (9, 6, 7
         targets=targets,
         other_view=Frames(rand(FRAMES, vocab), frames, SHIFT_S),
         transducer_logits=rand(FRAMES, 4, vocab),
-        teacher_transducer_logits=rand(FRAMES, 4, vocab),
     )
 
 
@@ -236,7 +236,7 @@ def test_an_empty_batch_gives_zero(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_missing_is_named(name: str) -> None:
     term = objective(name).terms[0]
-    bare = LossInputs(VOCABULARY, ctc_logits=made().ctc_logits)
+    bare = LossInputs(VOCABULARY)
     with pytest.raises(ValueError, match=rf"^{name}: expected .*{sorted(term.needs)[0]}.* in the batch; found none$"):
         objective(name)(bare, step=0, normaliser=1.0)
 

@@ -14,7 +14,12 @@ from asrkd.models.base import Recogniser
 from asrkd.models.package import MODELS, PackageError, build, load, read_config, read_metrics, save
 from asrkd.types import Frames
 
-SMALL = {"d_model": 32, "num_layers": 1, "num_heads": 2, "ffn_dim": 32, "subsampling_channels": 4, "decoder_layers": 1}
+SMALL = {"d_model": 32, "num_layers": 1, "num_heads": 2, "ffn_dim": 32, "subsampling_channels": 4}
+HEADS = {
+    "streaming_conformer": {"decoder_layers": 1},
+    "speechbrain_conformer": {"decoder_layers": 1},
+    "streaming_transducer": {"predictor_dim": 16, "joiner_dim": 24, "ctc_head": True},
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +28,7 @@ def tokenizer() -> Tokenizer:
 
 
 def model_of(kind: str, tokenizer: Tokenizer) -> Recogniser:
-    model = build({"kind": kind, **SMALL}, tokenizer).eval()
+    model = build({"kind": kind, **SMALL, **HEADS[kind]}, tokenizer).eval()
     model.set_feature_statistics(torch.randn(80), torch.rand(80) + 0.5)
     return model
 
@@ -41,6 +46,10 @@ def test_round_trip(kind: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     audio, lengths = 0.1 * torch.randn(2, 8000), torch.tensor([8000, 5000])
     expected, found = model(model.features(audio, lengths)), again(again.features(audio, lengths))
     assert torch.equal(expected.ctc_logits.values, found.ctc_logits.values)
+    if model.has_transducer:
+        labels = torch.tensor([[4, 5, 6], [5, 0, 0]]), torch.tensor([3, 1])
+        joints = [m.transducer_logits(out.encoded, *labels) for m, out in ((model, expected), (again, found))]
+        assert torch.equal(*joints)
     assert read_metrics(folder) == {"wer": 0.123}
     assert read_config(folder)["licence"] == "CC-BY-4.0"
     assert (folder / "README.md").read_text() == "# Card\n"
@@ -106,7 +115,10 @@ def test_refusals_are_one_line_and_name_the_reason(tokenizer: Tokenizer, tmp_pat
     _edit(fresh("schema"), schema_version=99)
     refused("schema", "schema_version: expected 1, found 99")
     _edit(fresh("kind"), model={"kind": "perceptron"})
-    refused("kind", "kind: expected one of speechbrain_conformer, streaming_conformer, found 'perceptron'")
+    refused(
+        "kind",
+        "kind: expected one of speechbrain_conformer, streaming_conformer, streaming_transducer, found 'perceptron'",
+    )
     _edit(fresh("licence"), licence=None)
     refused("licence", "licence: expected text")
     (fresh("weights") / "model.safetensors").unlink()
@@ -124,7 +136,8 @@ def test_refusals_are_one_line_and_name_the_reason(tokenizer: Tokenizer, tmp_pat
 
 def test_build_names_what_is_wrong(tokenizer: Tokenizer) -> None:
     with pytest.raises(
-        ValueError, match="kind: expected one of speechbrain_conformer, streaming_conformer, found None"
+        ValueError,
+        match="kind: expected one of speechbrain_conformer, streaming_conformer, streaming_transducer, found None",
     ):
         build({}, tokenizer)
     with pytest.raises(ValueError, match=r"layers: Extra inputs .*\(known: .*num_layers"):

@@ -19,6 +19,7 @@ SMALL = {
     "speechbrain_conformer": {"d_model": 16, "num_layers": 1, "num_heads": 2, "ffn_dim": 16, "subsampling_channels": 4},
     "streaming_conformer": {"d_model": 16, "num_layers": 1, "num_heads": 2, "ffn_dim": 16, "subsampling_channels": 4},
 }
+SMALL["streaming_transducer"] = {**SMALL["streaming_conformer"], "predictor_dim": 8, "joiner_dim": 8}
 DECODER = {
     "speechbrain_conformer": {"decoder_layers": 1},
     "streaming_conformer": {"decoder_layers": 1, "decoder_heads": 2, "decoder_dim": 16, "decoder_ffn_dim": 16},
@@ -88,8 +89,10 @@ def test_trains_a_few_steps(path: Path, trained: Callable[[Path], Path]) -> None
 def small(recipe: Recipe, corpus: Path, workdir: Path) -> list[str]:
     """Changes that keep what makes the recipe itself: losses, teacher, targets, kinds of model."""
     kind = recipe.model["kind"]
-    model = {"kind": kind, **SMALL[kind], **(DECODER[kind] if recipe_has_decoder(recipe) else {"decoder_layers": 0})}
-    for key in ("subsampling_factor", "chunk_frames"):
+    model = {"kind": kind, **SMALL[kind]}
+    if kind in DECODER:
+        model |= DECODER[kind] if recipe_has_decoder(recipe) else {"decoder_layers": 0}
+    for key in ("subsampling_factor", "chunk_frames", "ctc_head"):
         if key in recipe.model:
             model[key] = recipe.model[key]
     changes = [

@@ -24,8 +24,8 @@ OPTIONS: dict[str, dict[str, object]] = {
     "similarity_preserving": LAYERS,
     "relation_kl": LAYERS,
 }
-NO_STUDENT = {"rnnt", "collapsed_kl", "one_best_kl"}
-"""Need a joint network, which no student of the recipes has; see docs/losses.md for how they are used."""
+TRANSDUCER = {"rnnt", "collapsed_kl", "one_best_kl"}
+"""Need a joint network; test_transducer.py trains one on them."""
 STORED = {"mvq"}
 """Predicts codes that labelling fits; has a test of its own."""
 
@@ -79,7 +79,7 @@ def records(folder: Path) -> list[dict[str, float]]:
     return [record for record in map(json.loads, lines) if record["kind"] == "train"]
 
 
-@pytest.mark.parametrize("loss", sorted(LOSSES.keys() - NO_STUDENT - STORED))
+@pytest.mark.parametrize("loss", sorted(LOSSES.keys() - TRANSDUCER - STORED))
 def test_trains_from_a_recipe(loss: str, tmp_path: Path, prepared: Path, teacher: Path) -> None:
     losses: list[dict[str, object]] = [{"loss": loss, **OPTIONS.get(loss, {})}]
     if loss != "ctc":
@@ -125,7 +125,7 @@ def test_codes_are_fitted_stored_and_predicted(tmp_path: Path, prepared: Path, t
         load_recipe(path, [f"losses={json.dumps(both)}"])
 
 
-@pytest.mark.parametrize("loss", sorted(NO_STUDENT))
+@pytest.mark.parametrize("loss", sorted(TRANSDUCER))
 def test_a_loss_without_a_student_for_it_is_refused(loss: str, tmp_path: Path, prepared: Path, teacher: Path) -> None:
     path = recipe_of(tmp_path, prepared, teacher, [{"loss": loss}], live=True)
     with pytest.raises(RecipeError, match=r"losses: expected a transducer as model.*found kind streaming_conformer"):
