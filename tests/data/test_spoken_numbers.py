@@ -17,7 +17,9 @@ import pytest
 import soundfile
 
 from asrkd.data.number_phrases import cardinal, ordinal, phrase, year
-from asrkd.data.spoken_numbers import CONDITIONS, PARTS, plan, synthesise
+from asrkd.data.spoken_numbers import PARTS, plan, synthesise
+from asrkd.data.synthetic import CONDITIONS
+from asrkd.data.voices import Voice, speak
 
 Sizes = dict[str, float]
 MINUTES = {"train": 20.0, "dev": 2.0, "test-clean": 4.0, "test-other": 4.0}
@@ -160,17 +162,15 @@ def test_a_crash_of_the_library_costs_one_phrase_not_the_run(tmp_path: Path, mon
     trap = "        if 'twelve' in text:\n            ctypes.string_at(0)\n"
     crashing.write_text(worker.read_text().replace("        pieces.clear()\n", "        pieces.clear()\n" + trap))
     assert trap in crashing.read_text()
-    monkeypatch.setattr("asrkd.data.spoken_numbers.__file__", str(tmp_path / "spoken_numbers.py"))
-    from asrkd.data.spoken_numbers import Chapter, Voice, _speak
-
-    chapter = Chapter("train", 1, 1, Voice("en-us+m3", 175, 50, 50), ("ONE", "TWELVE", "TWO", "THREE"))
-    pairs, rate_hz = _speak(chapter)
+    monkeypatch.setattr("asrkd.data.voices.__file__", str(tmp_path / "voices.py"))
+    voice = Voice("en-us+m3", 175, 50, 50)
+    pairs, rate_hz = speak(voice, ("ONE", "TWELVE", "TWO", "THREE"))
     assert [text for text, _ in pairs] == ["ONE", "TWO", "THREE"]
     assert rate_hz == 22050
     with pytest.raises(OSError, match="again and again"):
-        _speak(Chapter("train", 1, 1, chapter.voice, ("TWELVE",)))
+        speak(voice, ("TWELVE",))
     with pytest.raises(OSError, match="no voice 'zz'"):
-        _speak(Chapter("train", 1, 1, Voice("zz", 175, 50, 50), ("ONE",)))
+        speak(Voice("zz", 175, 50, 50), ("ONE",))
 
 
 def test_every_voice_variant_is_in_the_wheel() -> None:
