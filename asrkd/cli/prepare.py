@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,9 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder for the cuts and 
 PartsOption = Annotated[list[str] | None, typer.Option("--parts", help="Parts, by commas or repeated; default: all.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="Trust file headers; do not decode every file once.")]
 JobsOption = Annotated[int | None, typer.Option("--jobs", min=1, help="Files looked at side by side.")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Speakers made side by side; default: one a core.")
+]
 SharOption = Annotated[bool, typer.Option("--shar", help="Also write lhotse Shar (tar files) to OUT/shar/PART.")]
 
 
@@ -79,6 +83,36 @@ def spoken_numbers(
         )
         report = prepare_librispeech(audio, out, check="header", progress=_files(stage("check audio")))
     _finish(report)
+
+
+@prepare.command("read_speech")
+def read_speech(
+    text: Annotated[Path, typer.Option("--text", help="Text file with one sentence a line.")],
+    hours: Annotated[float, typer.Option("--hours", help="Speech in train, about.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the cuts; the audio goes to OUT/audio.")],
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    dev_minutes: Annotated[float, typer.Option(help="Speech in dev, about.")] = 10.0,
+    test_minutes: Annotated[float, typer.Option(help="Speech in test-clean, and in test-other, about.")] = 30.0,
+    workers: WorkersOption = None,
+) -> None:
+    """Synthetic read speech: any text read out by espeak-ng in many voices, rooms and noises (nothing is downloaded)."""
+    from asrkd.data.librispeech import prepare_librispeech
+    from asrkd.data.read_speech import synthesise
+
+    with stages() as stage:
+        sentences = synthesise(
+            out / "audio",
+            text,
+            hours=hours,
+            dev_minutes=dev_minutes,
+            test_minutes=test_minutes,
+            seed=seed,
+            workers=workers,
+            progress=_files(stage("synthesise")),
+        )
+        report = prepare_librispeech(out / "audio", out, check="header", progress=_files(stage("check audio")))
+    notes = [f"{text}: {count} lines left out: {reason}" for reason, count in sentences.left_out.items()]
+    _finish(replace(report, notes=(*notes, *report.notes)))
 
 
 @prepare.command("lhotse")

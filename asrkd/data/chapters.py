@@ -11,8 +11,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,10 +101,9 @@ def make_chapters(
             missing.append(job)
     if progress:
         progress(done, total)
-    # Threads suffice: child processes speak, and FFTs and FLAC release the interpreter lock. One thread of torch in each: its sums
-    # over many samples depend on the number of threads in their last bits, and with them the files.
     workers = workers or os.cpu_count() or 1
-    with ThreadPoolExecutor(max_workers=workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    # Threads suffice: child processes speak, and FFTs and FLAC release the interpreter lock.
+    with _one_torch_thread(), ThreadPoolExecutor(max_workers=workers) as pool:
         running = {pool.submit(_make_chapter, job, out): job for job in missing}
         try:
             for made in as_completed(running):
@@ -114,6 +114,17 @@ def make_chapters(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Sums over many samples depend on the number of threads in their last bits, and with them the files."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def write_flac(path: Path, samples: NDArray[np.float32], sample_rate_hz: int) -> None:

@@ -69,8 +69,8 @@ def plan(seed: int, minutes: dict[str, float]) -> list[Chapter]:
         utterances = max(2, round(minutes[part] * 60 / _MEAN_UTTERANCE_S))
         speakers = max(2, round(utterances / _UTTERANCES_A_SPEAKER))
         texts = _phrases(utterances, part, taken, generator)
-        # Numbers of speakers are unique in the corpus; the training part, which may have more than 1000, goes on above all.
-        ids = [1000 * (number + 1) + i if i < 1000 else 10_000 + i for i in range(speakers)]
+        # Unique in the corpus, also where a part has more than a thousand speakers.
+        ids = [(1000 if i < 1000 else 10_000) * (number + 1) + i for i in range(speakers)]
         for i, voice in enumerate(cast(part, speakers, voices, generator)):
             mine = tuple(texts[i::speakers])
             chapters.append(Chapter(part, ids[i], 1, voice, mine, CONDITIONS[part]))

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from asrkd.models import package
 from asrkd.training.recipe import Recipe, RecipeError, load_recipe
 from asrkd.training.run import package_dir
-from asrkd.training.sections import PrepareLhotse, PrepareLibriSpeech, PrepareSpokenNumbers
+from asrkd.training.sections import PrepareLhotse, PrepareLibriSpeech, PrepareReadSpeech, PrepareSpokenNumbers
 
 StageName = Literal["prepare", "teacher", "label", "train", "evaluate", "export"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -103,6 +103,10 @@ def _prepare(path: Path, recipe: Recipe) -> list[Step]:
         command += ["--out", out, "--seed", str(recipe.seed)]
         for part in ("train", "dev", "test"):
             command += [f"--{part}-minutes", f"{getattr(settings, f'{part}_minutes'):g}"]
+    elif isinstance(settings, PrepareReadSpeech):
+        command += ["--text", str(settings.text), "--out", out, "--seed", str(recipe.seed)]
+        command += ["--hours", f"{settings.hours:g}"]
+        command += ["--dev-minutes", f"{settings.dev_minutes:g}", "--test-minutes", f"{settings.test_minutes:g}"]
     elif isinstance(settings, PrepareLhotse):
         command += [settings.name, "--root", str(settings.root), "--out", out]
         command += [word for key, value in settings.options.items() for word in ("--option", f"{key}={value}")]

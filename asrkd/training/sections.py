@@ -127,6 +127,16 @@ class PrepareSpokenNumbers(Strict):
     test_minutes: PositiveFloat = 14.0
 
 
+class PrepareReadSpeech(Strict):
+    """Any text read out by espeak-ng: synthetic speech; its seed is the recipe's."""
+
+    corpus: Literal["read_speech"]
+    text: Path
+    hours: PositiveFloat
+    dev_minutes: PositiveFloat = 10.0
+    test_minutes: PositiveFloat = 30.0
+
+
 class PrepareLhotse(Strict):
     """Any corpus of lhotse's recipes."""
 
@@ -144,7 +154,8 @@ class PrepareTable(Strict):
 
 
 PrepareConfig = Annotated[
-    PrepareLibriSpeech | PrepareSpokenNumbers | PrepareLhotse | PrepareTable, Field(discriminator="corpus")
+    PrepareLibriSpeech | PrepareSpokenNumbers | PrepareReadSpeech | PrepareLhotse | PrepareTable,
+    Field(discriminator="corpus"),
 ]
 """Where the data come from; ``asrkd run`` prepares them into the folder of the first manifest of ``data.train``."""
 
