@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -115,6 +116,51 @@ def read_speech(
     _finish(replace(report, notes=(*notes, *report.notes)))
 
 
+@prepare.command("spoken_digits")
+def spoken_digits(
+    root: Annotated[Path, typer.Option("--root", help="Recordings in the form of the Free Spoken Digit Dataset.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the cuts; the audio goes to OUT/audio.")],
+    left_out: Annotated[str, typer.Option("--left-out", help="Speaker of the test part, who is in no other.")],
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    workers: WorkersOption = None,
+) -> None:
+    """Sequences of digits from real recordings of single ones, one speaker left out."""
+    from asrkd.data.librispeech import prepare_librispeech
+    from asrkd.data.spoken_digits import compose
+
+    with stages() as stage:
+        problems = compose(
+            out / "audio", root, left_out, seed=seed, workers=workers, progress=_files(stage("put together"))
+        )
+        report = prepare_librispeech(out / "audio", out, check="header", progress=_files(stage("check audio")))
+    _finish(report, problems=problems)
+
+
+@prepare.command("synthetic_digits")
+def synthetic_digits(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the cuts; the audio goes to OUT/audio.")],
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    train_minutes: Annotated[float, typer.Option(help="Speech in train, about.")] = 60.0,
+    dev_minutes: Annotated[float, typer.Option(help="Speech in dev, about.")] = 3.0,
+    workers: WorkersOption = None,
+) -> None:
+    """Synthetic sequences of digits (espeak-ng), to pre-train on where real ones are few."""
+    from asrkd.data.librispeech import prepare_librispeech
+    from asrkd.data.synthetic_digits import synthesise
+
+    with stages() as stage:
+        audio = synthesise(
+            out / "audio",
+            seed=seed,
+            train_minutes=train_minutes,
+            dev_minutes=dev_minutes,
+            workers=workers,
+            progress=_files(stage("synthesise")),
+        )
+        report = prepare_librispeech(audio, out, check="header", progress=_files(stage("check audio")))
+    _finish(report)
+
+
 @prepare.command("lhotse")
 def with_lhotse(
     name: Annotated[str, typer.Argument(help="lhotse's name of the corpus; `list` shows all.")],
@@ -202,13 +248,13 @@ def kaldi(
     _finish(report, shar, jobs)
 
 
-def _finish(report: CorpusReport, shar: bool = False, jobs: int | None = None) -> None:
+def _finish(report: CorpusReport, shar: bool = False, jobs: int | None = None, problems: Sequence[str] = ()) -> None:
     """Says what was prepared, what is missing and what could not be used."""
     from asrkd.data.shar import write_shar
 
     for line in report.notes:
         typer.echo(f"note: {line}", err=True)
-    for line in report.problems[:_PROBLEMS_SHOWN]:
+    for line in (*problems, *report.problems[:_PROBLEMS_SHOWN]):
         typer.echo(f"left out: {line}", err=True)
     if len(report.problems) > _PROBLEMS_SHOWN:
         rest = len(report.problems) - _PROBLEMS_SHOWN
@@ -220,7 +266,7 @@ def _finish(report: CorpusReport, shar: bool = False, jobs: int | None = None) -
         there = " (already there)" if name in report.reused else ""
         hours = f"{part.duration_s / 3600:.2f} h"
         typer.echo(f"{report.folder / part.cuts}: {part.utterances} utterances{speakers}, {hours}{there}")
-    if report.problems:
+    if problems or report.problems:
         raise typer.Exit(1)
 
 

@@ -137,6 +137,22 @@ class PrepareReadSpeech(Strict):
     test_minutes: PositiveFloat = 30.0
 
 
+class PrepareSpokenDigits(Strict):
+    """Sequences of digits from real recordings; its seed is the recipe's."""
+
+    corpus: Literal["spoken_digits"]
+    root: Path
+    left_out: str
+
+
+class PrepareSyntheticDigits(Strict):
+    """Synthetic sequences of digits; its seed is the recipe's."""
+
+    corpus: Literal["synthetic_digits"]
+    train_minutes: PositiveFloat = 60.0
+    dev_minutes: PositiveFloat = 3.0
+
+
 class PrepareLhotse(Strict):
     """Any corpus of lhotse's recipes."""
 
@@ -154,7 +170,13 @@ class PrepareTable(Strict):
 
 
 PrepareConfig = Annotated[
-    PrepareLibriSpeech | PrepareSpokenNumbers | PrepareReadSpeech | PrepareLhotse | PrepareTable,
+    PrepareLibriSpeech
+    | PrepareSpokenNumbers
+    | PrepareReadSpeech
+    | PrepareSpokenDigits
+    | PrepareSyntheticDigits
+    | PrepareLhotse
+    | PrepareTable,
     Field(discriminator="corpus"),
 ]
 """Where the data come from; ``asrkd run`` prepares them into the folder of the first manifest of ``data.train``."""
