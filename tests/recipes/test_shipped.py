@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,8 +114,8 @@ def makers(path: Path) -> list[Path]:
     """The recipes beside this one that make the packages from which it takes its tokenizer and its first weights."""
     recipe = load_recipe(path)
     wanted = [recipe.path(p).parent for p in (recipe.tokenizer.package, recipe.training.init_from) if p is not None]
-    beside = {os.path.normpath(load_recipe(p).output_dir): p for p in RECIPES if p.parent == path.parent}
-    return [beside[os.path.normpath(folder)] for folder in wanted]
+    beside = {load_recipe(p).output_dir: p for p in RECIPES if p.parent == path.parent}
+    return [beside[folder] for folder in wanted]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
