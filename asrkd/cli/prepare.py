@@ -254,11 +254,12 @@ def _finish(report: CorpusReport, shar: bool = False, jobs: int | None = None, p
 
     for line in report.notes:
         typer.echo(f"note: {line}", err=True)
-    for line in (*problems, *report.problems[:_PROBLEMS_SHOWN]):
+    lines = (*problems, *report.problems)
+    for line in lines[:_PROBLEMS_SHOWN]:
         typer.echo(f"left out: {line}", err=True)
-    if len(report.problems) > _PROBLEMS_SHOWN:
-        rest = len(report.problems) - _PROBLEMS_SHOWN
-        typer.echo(f"left out: {rest} more, listed in {report.folder / 'corpus.json'}", err=True)
+    if (rest := len(lines) - _PROBLEMS_SHOWN) > 0:
+        where = "" if problems else f", listed in {report.folder / 'corpus.json'}"
+        typer.echo(f"left out: {rest} more{where}", err=True)
     for name, part in report.parts.items():
         if shar:
             write_shar(report.folder, name, jobs=jobs or 1)
@@ -266,7 +267,7 @@ def _finish(report: CorpusReport, shar: bool = False, jobs: int | None = None, p
         there = " (already there)" if name in report.reused else ""
         hours = f"{part.duration_s / 3600:.2f} h"
         typer.echo(f"{report.folder / part.cuts}: {part.utterances} utterances{speakers}, {hours}{there}")
-    if problems or report.problems:
+    if lines:
         raise typer.Exit(1)
 
 
