@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +27,9 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder for the cuts and 
 PartsOption = Annotated[list[str] | None, typer.Option("--parts", help="Parts, by commas or repeated; default: all.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="Trust file headers; do not decode every file once.")]
 JobsOption = Annotated[int | None, typer.Option("--jobs", min=1, help="Files looked at side by side.")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Speakers made side by side; default: one a core.")
+]
 SharOption = Annotated[bool, typer.Option("--shar", help="Also write lhotse Shar (tar files) to OUT/shar/PART.")]
 
 
@@ -74,6 +79,81 @@ def spoken_numbers(
             train_minutes=train_minutes,
             dev_minutes=dev_minutes,
             test_minutes=test_minutes,
+            workers=workers,
+            progress=_files(stage("synthesise")),
+        )
+        report = prepare_librispeech(audio, out, check="header", progress=_files(stage("check audio")))
+    _finish(report)
+
+
+@prepare.command("read_speech")
+def read_speech(
+    text: Annotated[Path, typer.Option("--text", help="Text file with one sentence a line.")],
+    hours: Annotated[float, typer.Option("--hours", help="Speech in train, about.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the cuts; the audio goes to OUT/audio.")],
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    dev_minutes: Annotated[float, typer.Option(help="Speech in dev, about.")] = 10.0,
+    test_minutes: Annotated[float, typer.Option(help="Speech in test-clean, and in test-other, about.")] = 30.0,
+    workers: WorkersOption = None,
+) -> None:
+    """Synthetic read speech: any text read out by espeak-ng in many voices, rooms and noises (nothing is downloaded)."""
+    from asrkd.data.librispeech import prepare_librispeech
+    from asrkd.data.read_speech import synthesise
+
+    with stages() as stage:
+        sentences = synthesise(
+            out / "audio",
+            text,
+            hours=hours,
+            dev_minutes=dev_minutes,
+            test_minutes=test_minutes,
+            seed=seed,
+            workers=workers,
+            progress=_files(stage("synthesise")),
+        )
+        report = prepare_librispeech(out / "audio", out, check="header", progress=_files(stage("check audio")))
+    notes = [f"{text}: {count} lines left out: {reason}" for reason, count in sentences.left_out.items()]
+    _finish(replace(report, notes=(*notes, *report.notes)))
+
+
+@prepare.command("spoken_digits")
+def spoken_digits(
+    root: Annotated[Path, typer.Option("--root", help="Recordings in the form of the Free Spoken Digit Dataset.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the cuts; the audio goes to OUT/audio.")],
+    left_out: Annotated[str, typer.Option("--left-out", help="Speaker of the test part, who is in no other.")],
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    workers: WorkersOption = None,
+) -> None:
+    """Sequences of digits from real recordings of single ones, one speaker left out."""
+    from asrkd.data.librispeech import prepare_librispeech
+    from asrkd.data.spoken_digits import compose
+
+    with stages() as stage:
+        problems = compose(
+            out / "audio", root, left_out, seed=seed, workers=workers, progress=_files(stage("put together"))
+        )
+        report = prepare_librispeech(out / "audio", out, check="header", progress=_files(stage("check audio")))
+    _finish(report, problems=problems)
+
+
+@prepare.command("synthetic_digits")
+def synthetic_digits(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the cuts; the audio goes to OUT/audio.")],
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    train_minutes: Annotated[float, typer.Option(help="Speech in train, about.")] = 60.0,
+    dev_minutes: Annotated[float, typer.Option(help="Speech in dev, about.")] = 3.0,
+    workers: WorkersOption = None,
+) -> None:
+    """Synthetic sequences of digits (espeak-ng), to pre-train on where real ones are few."""
+    from asrkd.data.librispeech import prepare_librispeech
+    from asrkd.data.synthetic_digits import synthesise
+
+    with stages() as stage:
+        audio = synthesise(
+            out / "audio",
+            seed=seed,
+            train_minutes=train_minutes,
+            dev_minutes=dev_minutes,
             workers=workers,
             progress=_files(stage("synthesise")),
         )
@@ -168,17 +248,18 @@ def kaldi(
     _finish(report, shar, jobs)
 
 
-def _finish(report: CorpusReport, shar: bool = False, jobs: int | None = None) -> None:
+def _finish(report: CorpusReport, shar: bool = False, jobs: int | None = None, problems: Sequence[str] = ()) -> None:
     """Says what was prepared, what is missing and what could not be used."""
     from asrkd.data.shar import write_shar
 
     for line in report.notes:
         typer.echo(f"note: {line}", err=True)
-    for line in report.problems[:_PROBLEMS_SHOWN]:
+    lines = (*problems, *report.problems)
+    for line in lines[:_PROBLEMS_SHOWN]:
         typer.echo(f"left out: {line}", err=True)
-    if len(report.problems) > _PROBLEMS_SHOWN:
-        rest = len(report.problems) - _PROBLEMS_SHOWN
-        typer.echo(f"left out: {rest} more, listed in {report.folder / 'corpus.json'}", err=True)
+    if (rest := len(lines) - _PROBLEMS_SHOWN) > 0:
+        where = "" if problems else f", listed in {report.folder / 'corpus.json'}"
+        typer.echo(f"left out: {rest} more{where}", err=True)
     for name, part in report.parts.items():
         if shar:
             write_shar(report.folder, name, jobs=jobs or 1)
@@ -186,7 +267,7 @@ def _finish(report: CorpusReport, shar: bool = False, jobs: int | None = None) -
         there = " (already there)" if name in report.reused else ""
         hours = f"{part.duration_s / 3600:.2f} h"
         typer.echo(f"{report.folder / part.cuts}: {part.utterances} utterances{speakers}, {hours}{there}")
-    if report.problems:
+    if lines:
         raise typer.Exit(1)
 
 

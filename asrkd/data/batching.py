@@ -5,15 +5,20 @@ from __future__ import annotations
 import bisect
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import soundfile
+import soxr
 import torch
 from lhotse import CutSet
 from lhotse.audio import AudioLoadingError, DurationMismatchError
+from lhotse.augmentation import AudioTransform, Resample
 from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
+from lhotse.utils import fastcopy
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -118,7 +123,9 @@ class BatchSource:
 
 
 class AudioCache:
-    """Decoded audio of utterances in memory, 16 bits a sample, until it is full; nothing is ever put out again.
+    """Decoded audio of utterances in memory until it is full; nothing is ever put out again.
+
+    Samples take 16 bits where that is all they have, 32 where they were resampled or decoded from a lossy file.
 
     Each process has its own: loader workers that are forked inherit what is in it, and add to their copies.
 
@@ -129,21 +136,24 @@ class AudioCache:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.used_bytes = 0
-        self._samples: dict[tuple[str, int], NDArray[np.int16]] = {}
+        self._samples: dict[tuple[str, int], NDArray[np.int16] | NDArray[np.float32]] = {}
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def read(self, cut: Cut, sample_rate_hz: int) -> NDArray[np.float32]:
-        """Audio of ``cut`` as :func:`read_cut` gives it but rounded to 16 bits, whether it was there or not."""
-        samples = self._samples.get((cut.id, sample_rate_hz))
-        if samples is None:
-            audio = read_cut(cut, sample_rate_hz)
-            samples = np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16)
-            if self.used_bytes + samples.nbytes <= self.max_bytes:
-                self.used_bytes += samples.nbytes
-                self._samples[cut.id, sample_rate_hz] = samples
-        return samples.astype(np.float32) / np.float32(32768)
+        """Audio of ``cut`` as :func:`read_cut` gives it, whether it was there or not."""
+        kept = self._samples.get((cut.id, sample_rate_hz))
+        if kept is not None:
+            return kept.astype(np.float32) / np.float32(32768) if kept.dtype == np.int16 else kept.astype(np.float32)
+        samples = read_cut(cut, sample_rate_hz)
+        short = np.clip(samples * 32768, -32768, 32767).astype(np.int16)
+        # Rounding others would put noise into the bands that a file of a lower rate leaves empty: 10 nats of log energy.
+        kept = short if np.array_equal(short.astype(np.float32) / np.float32(32768), samples) else samples.copy()
+        if self.used_bytes + kept.nbytes <= self.max_bytes:
+            self.used_bytes += kept.nbytes
+            self._samples[cut.id, sample_rate_hz] = kept
+        return samples
 
 
 class Targets(Protocol):
@@ -198,11 +208,16 @@ def load_batch(
 def read_cut(cut: Cut, sample_rate_hz: int) -> NDArray[np.float32]:
     """Audio of any lhotse cut: channels averaged, at the wanted rate, ``(S,)`` float32.
 
+    Resampled as :func:`asrkd.data.audio.read_audio` does: lhotse's own filter lets mirror images through that a model would hear.
+
     Raises:
         ValueError, OSError: If it cannot be read: one line with utterance, file and reason.
     """
     if cut.sampling_rate != sample_rate_hz:
         cut = cut.resample(sample_rate_hz)
+    if isinstance(cut, DataCut) and cut.recording is not None:
+        transforms = [_as_soxr(transform) for transform in cut.recording.transforms or ()]
+        cut = fastcopy(cut, recording=fastcopy(cut.recording, transforms=transforms or None))
     try:
         samples = np.asarray(cut.load_audio(), np.float32)
     except (
@@ -218,6 +233,21 @@ def read_cut(cut: Cut, sample_rate_hz: int) -> NDArray[np.float32]:
         reason = str(error).strip().splitlines() or [repr(error)]
         raise ValueError(f"utterance {cut.id}: {', '.join(map(str, audio_files(cut)))}: {reason[0]}") from error
     return samples[0] if samples.shape[0] == 1 else samples.mean(axis=0)
+
+
+@dataclass
+class _SoxrResample(Resample):
+    """lhotse's transform with another filter."""
+
+    def __call__(self, samples: NDArray[np.float32], *_: object) -> NDArray[np.float32]:
+        rates_hz = (self.source_sampling_rate, self.target_sampling_rate)
+        return soxr.resample(np.asarray(samples, np.float32).T, *rates_hz, quality="HQ").T
+
+
+def _as_soxr(transform: AudioTransform) -> AudioTransform:
+    if type(transform) is not Resample:
+        return transform
+    return _SoxrResample(transform.source_sampling_rate, transform.target_sampling_rate)
 
 
 def transcript(cut: Cut) -> str:

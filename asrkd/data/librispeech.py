@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from asrkd.data.audio import AUDIO_SUFFIXES
+from asrkd.data.chapters import kind_of
 from asrkd.data.corpora import Check, CorpusReport, Listing, Progress, Utterance, write_corpus
-from asrkd.data.spoken_numbers import RECORD as SPOKEN_NUMBERS_RECORD
 
 # Utterances of each part as published; a copy with fewer is told to be partial.
 PUBLISHED_UTTERANCES = {
@@ -64,10 +64,10 @@ def prepare_librispeech(
         if part not in there:
             raise ValueError(f"{root}: no part {part!r}; found {', '.join(there)}")
     listings = {part: list_part(root / part) for part in wanted}
-    made_here = (root / SPOKEN_NUMBERS_RECORD).is_file()
+    made_here = kind_of(root)
     return write_corpus(
         out,
-        "spoken_numbers" if made_here else "librispeech",
+        made_here or "librispeech",
         root,
         {part: partial(listings.__getitem__, part) for part in wanted},
         check=check,

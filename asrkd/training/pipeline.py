@@ -14,7 +14,15 @@ from typing import Literal, get_args
 from asrkd.models import package
 from asrkd.training.recipe import Recipe, RecipeError, load_recipe
 from asrkd.training.run import package_dir
-from asrkd.training.sections import PrepareLhotse, PrepareLibriSpeech, PrepareSpokenNumbers
+from asrkd.training.sections import (
+    PrepareConfig,
+    PrepareLhotse,
+    PrepareLibriSpeech,
+    PrepareReadSpeech,
+    PrepareSpokenDigits,
+    PrepareSpokenNumbers,
+    PrepareSyntheticDigits,
+)
 
 StageName = Literal["prepare", "teacher", "label", "train", "evaluate", "export"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -101,14 +109,26 @@ def _prepare(path: Path, recipe: Recipe) -> list[Step]:
         command += ["--download"] if settings.download else []
     elif isinstance(settings, PrepareSpokenNumbers):
         command += ["--out", out, "--seed", str(recipe.seed)]
-        for part in ("train", "dev", "test"):
-            command += [f"--{part}-minutes", f"{getattr(settings, f'{part}_minutes'):g}"]
+        command += _options(settings, "train_minutes", "dev_minutes", "test_minutes")
+    elif isinstance(settings, PrepareReadSpeech):
+        command += ["--text", str(settings.text), "--out", out, "--seed", str(recipe.seed)]
+        command += _options(settings, "hours", "dev_minutes", "test_minutes")
+    elif isinstance(settings, PrepareSpokenDigits):
+        command += ["--root", str(settings.root), "--out", out, "--left-out", settings.left_out]
+        command += ["--seed", str(recipe.seed)]
+    elif isinstance(settings, PrepareSyntheticDigits):
+        command += ["--out", out, "--seed", str(recipe.seed), *_options(settings, "train_minutes", "dev_minutes")]
     elif isinstance(settings, PrepareLhotse):
         command += [settings.name, "--root", str(settings.root), "--out", out]
         command += [word for key, value in settings.options.items() for word in ("--option", f"{key}={value}")]
     else:
         command += [*map(str, settings.files), "--out", out]
     return [Step("prepare", recipe, tuple(command), not missing)]
+
+
+def _options(settings: PrepareConfig, *names: str) -> list[str]:
+    """Sizes as options of the command that goes by the same names."""
+    return [word for name in names for word in (f"--{name.replace('_', '-')}", f"{getattr(settings, name):g}")]
 
 
 def _evaluate(recipe: Recipe, device: str, trained: bool) -> list[Step]:

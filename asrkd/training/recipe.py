@@ -9,6 +9,7 @@ inside ``data``, ``teacher``, ``targets``, ``output`` and so on are resolved aga
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -81,8 +82,8 @@ class Recipe(Strict):
         return Objective.from_config([dict(term) for term in self.losses], total_steps=1).needs
 
     def path(self, relative: Path) -> Path:
-        """``relative`` against ``workdir`` (absolute paths stay)."""
-        return self.workdir / relative
+        """``relative`` against ``workdir`` (absolute paths stay); ``..`` leads to its neighbours even before it is made."""
+        return Path(os.path.normpath(self.workdir / relative))
 
     @property
     def output_dir(self) -> Path:

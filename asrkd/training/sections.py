@@ -127,6 +127,32 @@ class PrepareSpokenNumbers(Strict):
     test_minutes: PositiveFloat = 14.0
 
 
+class PrepareReadSpeech(Strict):
+    """Any text read out by espeak-ng: synthetic speech; its seed is the recipe's."""
+
+    corpus: Literal["read_speech"]
+    text: Path
+    hours: PositiveFloat
+    dev_minutes: PositiveFloat = 10.0
+    test_minutes: PositiveFloat = 30.0
+
+
+class PrepareSpokenDigits(Strict):
+    """Sequences of digits from real recordings; its seed is the recipe's."""
+
+    corpus: Literal["spoken_digits"]
+    root: Path
+    left_out: str
+
+
+class PrepareSyntheticDigits(Strict):
+    """Synthetic sequences of digits; its seed is the recipe's."""
+
+    corpus: Literal["synthetic_digits"]
+    train_minutes: PositiveFloat = 60.0
+    dev_minutes: PositiveFloat = 3.0
+
+
 class PrepareLhotse(Strict):
     """Any corpus of lhotse's recipes."""
 
@@ -144,7 +170,14 @@ class PrepareTable(Strict):
 
 
 PrepareConfig = Annotated[
-    PrepareLibriSpeech | PrepareSpokenNumbers | PrepareLhotse | PrepareTable, Field(discriminator="corpus")
+    PrepareLibriSpeech
+    | PrepareSpokenNumbers
+    | PrepareReadSpeech
+    | PrepareSpokenDigits
+    | PrepareSyntheticDigits
+    | PrepareLhotse
+    | PrepareTable,
+    Field(discriminator="corpus"),
 ]
 """Where the data come from; ``asrkd run`` prepares them into the folder of the first manifest of ``data.train``."""
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 
 from asrkd.cli import main
@@ -148,6 +149,35 @@ def test_streaming_prints_partials_then_the_same_text(
     events = [json.loads(line) for line in out]
     assert events[-1]["event"] == "final"
     assert [e["word"]["text"] for e in events if e["event"] == "word"] == events[-1]["text"].split()
+
+
+def test_flac_at_8_khz_as_it_is(packages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Short files in the form of the Free Spoken Digit Dataset say what the same audio says at the model's own rate."""
+    package = packages / "streaming_conformer"
+    low, high = tmp_path / "low", tmp_path / "high"
+    low.mkdir()
+    high.mkdir()
+    for digit in range(4):
+        name = f"{digit}_george_0"
+        soundfile.write(low / f"{name}.flac", chords(0.3 + 0.4 * digit, digit, 8000), 8000, subtype="PCM_16")
+        samples, _ = soundfile.read(low / f"{name}.flac", dtype="float32")
+        soundfile.write(high / f"{name}.wav", soxr.resample(samples, 8000, 16000), 16000, subtype="FLOAT")
+    status, out, err = run(capsys, package, low)
+    assert (status, err) == (0, [])
+    assert [line.split("\t")[0] for line in out] == [str(path) for path in sorted(low.iterdir())]
+    texts = [line.split("\t")[1] for line in out]
+    assert texts == [line.split("\t")[1] for line in run(capsys, package, high)[1]]
+    assert len(set(texts)) > 2, "a model that always says the same would test nothing"
+    for row, text in zip(sorted(low.iterdir()), texts, strict=True):
+        final = run(capsys, package, row, "--streaming")[1][-1].split("\t")
+        assert (final[1], final[3]) == ("final", text)
+
+
+def test_real_digits_at_8_khz_as_they_are(packages: Path, real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = sorted((real_data / "fsdd" / "george").glob("*_george_[0-4].flac"))
+    assert soundfile.info(files[0]).samplerate == 8000
+    status, out, err = run(capsys, packages / "streaming_conformer", *files)
+    assert (status, err, len(out)) == (0, [], 50)
 
 
 def test_formats_and_out(packages: Path, audio: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import soundfile
 from asrkd.data.batching import load_batch
 from asrkd.data.corpora import corpus_parts, load_cuts
 from asrkd.data.librispeech import prepare_librispeech
-from asrkd.data.spoken_numbers import CONDITIONS
+from asrkd.data.synthetic import CONDITIONS
 
 
 def _write(root: Path, part: str, speaker: str, utterances: dict[str, str], suffix: str = "flac") -> Path:

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +11,10 @@ import pytest
 import soundfile
 
 from asrkd.data.number_phrases import cardinal, ordinal, phrase, year
-from asrkd.data.spoken_numbers import CONDITIONS, PARTS, plan, synthesise
+from asrkd.data.spoken_numbers import PARTS, plan, synthesise
+from asrkd.data.synthetic import CONDITIONS
+from asrkd.data.voices import Voice, speak
+from tests.data.making import digest, killed_midway
 
 Sizes = dict[str, float]
 MINUTES = {"train": 20.0, "dev": 2.0, "test-clean": 4.0, "test-other": 4.0}
@@ -86,11 +83,6 @@ def test_plan_keeps_parts_apart() -> None:
     assert plan(1, MINUTES) != chapters
 
 
-def _digest(folder: Path) -> dict[str, str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 def test_layout_words_and_conditions(spoken: Path, sizes: Sizes) -> None:
     total_s = 0.0
     for part in PARTS:
@@ -116,31 +108,24 @@ def test_layout_words_and_conditions(spoken: Path, sizes: Sizes) -> None:
 
 
 def test_same_seed_same_bytes_whatever_the_workers(spoken: Path, sizes: Sizes, tmp_path: Path) -> None:
-    assert _digest(synthesise(tmp_path / "again", seed=3, workers=1, **sizes)) == _digest(spoken)
+    assert digest(synthesise(tmp_path / "again", seed=3, workers=1, **sizes)) == digest(spoken)
 
 
 def test_continues_after_kill_and_repairs_what_is_gone(spoken: Path, sizes: Sizes, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     call = f"from asrkd.data.spoken_numbers import synthesise; synthesise({str(out)!r}, seed=3, workers=1, **{sizes})"
-    process = subprocess.Popen([sys.executable, "-c", call], start_new_session=True, cwd=Path(__file__).parents[2])
-    for _ in range(600):
-        if list(out.glob("train/*/[0-9]*/*.trans.txt")):
-            break
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    done = {path: path.stat().st_mtime_ns for path in out.glob("*/*/[0-9]*/*.trans.txt")}
+    done = killed_midway(call, out)
     assert done
     assert len(done) < len(list(spoken.glob("*/*/*/*.trans.txt")))
     calls: list[tuple[int, int]] = []
     synthesise(out, seed=3, progress=lambda done, total: calls.append((done, total)), **sizes)
-    assert _digest(out) == _digest(spoken)
+    assert digest(out) == digest(spoken)
     assert all(path.stat().st_mtime_ns == when for path, when in done.items())
     assert calls[0][0] > 0
     assert calls[-1][0] == calls[-1][1]
     next(out.glob("train/*/*/*.flac")).unlink()
     synthesise(out, seed=3, **sizes)
-    assert _digest(out) == _digest(spoken)
+    assert digest(out) == digest(spoken)
 
 
 def test_refuses_another_corpus_and_wrong_sizes(spoken: Path, sizes: Sizes, tmp_path: Path) -> None:
@@ -160,17 +145,15 @@ def test_a_crash_of_the_library_costs_one_phrase_not_the_run(tmp_path: Path, mon
     trap = "        if 'twelve' in text:\n            ctypes.string_at(0)\n"
     crashing.write_text(worker.read_text().replace("        pieces.clear()\n", "        pieces.clear()\n" + trap))
     assert trap in crashing.read_text()
-    monkeypatch.setattr("asrkd.data.spoken_numbers.__file__", str(tmp_path / "spoken_numbers.py"))
-    from asrkd.data.spoken_numbers import Chapter, Voice, _speak
-
-    chapter = Chapter("train", 1, 1, Voice("en-us+m3", 175, 50, 50), ("ONE", "TWELVE", "TWO", "THREE"))
-    pairs, rate_hz = _speak(chapter)
+    monkeypatch.setattr("asrkd.data.voices.__file__", str(tmp_path / "voices.py"))
+    voice = Voice("en-us+m3", 175, 50, 50)
+    pairs, rate_hz = speak(voice, ("ONE", "TWELVE", "TWO", "THREE"))
     assert [text for text, _ in pairs] == ["ONE", "TWO", "THREE"]
     assert rate_hz == 22050
     with pytest.raises(OSError, match="again and again"):
-        _speak(Chapter("train", 1, 1, chapter.voice, ("TWELVE",)))
+        speak(voice, ("TWELVE",))
     with pytest.raises(OSError, match="no voice 'zz'"):
-        _speak(Chapter("train", 1, 1, Voice("zz", 175, 50, 50), ("ONE",)))
+        speak(Voice("zz", 175, 50, 50), ("ONE",))
 
 
 def test_every_voice_variant_is_in_the_wheel() -> None:

@@ -6,8 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+from typer.testing import CliRunner
 
+from asrkd.cli.prepare import prepare
 from asrkd.cli.recipes import recipes_dir
 from asrkd.training.pipeline import plan
 from asrkd.training.recipe import Recipe, load_recipe, read_yaml
@@ -31,7 +35,7 @@ def name_of(path: Path) -> str:
 
 
 def test_there_are_recipes() -> None:
-    assert {path.parent.name for path in RECIPES} >= {"spoken_numbers", "librispeech"}
+    assert {path.parent.name for path in RECIPES} >= {"spoken_numbers", "librispeech", "read_speech", "spoken_digits"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
@@ -56,6 +60,32 @@ def test_all_its_stages_can_be_planned(path: Path, tmp_path: Path) -> None:
     assert {Path(given.rpartition("=")[2]).name for given in against} <= beside
 
 
+@pytest.mark.parametrize(
+    ("path", "sizes"),
+    [
+        ("read_speech/teacher", ["prepare.hours=0.01", "prepare.dev_minutes=0.2", "prepare.test_minutes=0.2"]),
+        ("read_speech/small_teacher", ["prepare.hours=0.01", "prepare.dev_minutes=0.2", "prepare.test_minutes=0.2"]),
+        ("spoken_digits/pretrained_teacher", ["prepare.train_minutes=0.2", "prepare.dev_minutes=0.2"]),
+        ("spoken_digits/teacher", ["prepare.left_out=ann"]),
+    ],
+)
+def test_its_first_step_makes_the_manifests_that_it_names(path: str, sizes: list[str], tmp_path: Path) -> None:
+    text, digits = tmp_path / "text.txt", tmp_path / "digits"
+    text.write_text("\n".join(f"This is sentence number {i} of a small text" for i in range(200)))
+    digits.mkdir()
+    for name in (f"{digit}_{speaker}_{i}" for digit in range(10) for speaker in ("ann", "bob") for i in range(2)):
+        soundfile.write(digits / f"{name}.wav", np.random.default_rng(0).normal(0, 0.1, 1600), 8000)
+    place = {"read_speech": [f"prepare.text={text}"], "spoken_digits/teacher": [f"prepare.root={digits}"]}
+    mine = [word for key, words in place.items() if path.startswith(key) for word in words]
+    recipe_path = recipes_dir() / f"{path}.yaml"
+    step = plan(recipe_path, [f"workdir={tmp_path / 'work'}", *sizes, *mine])[0]
+    result = CliRunner().invoke(prepare, list(step.command[1:]))
+    assert result.exit_code == 0, result.output
+    recipe = load_recipe(recipe_path, [f"workdir={tmp_path / 'work'}"])
+    parts = (*recipe.data.train, *recipe.data.valid, *(recipe.evaluate.parts if recipe.evaluate else ()))
+    assert all(recipe.path(part).is_file() for part in parts)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Callable[[Path], Path]:
     """Trains a recipe in its small form once, its teachers first; gives the working folder of its recipes' folder."""
@@ -65,19 +95,28 @@ def trained(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Callabl
     def make(path: Path) -> Path:
         path = path.resolve()
         if path not in done:
-            for other in load_recipe(path).teacher_recipes:
+            recipe = load_recipe(path)
+            for other in (*recipe.teacher_recipes, *makers(path)):
                 make(other)
-            workdir = folders.setdefault(path.parent.name, tmp_path_factory.mktemp(path.parent.name))
-            if not load_recipe(path).teacher_recipes and (package := load_recipe(path).tokenizer.package) is not None:
-                make(next(p for p in RECIPES if p.parent == path.parent and load_recipe(p).output == package.parent))
-            changes = small(load_recipe(path), prepared, workdir)
-            if load_recipe(path).teacher is not None and not load_recipe(path).teacher_packages:
-                changes.append(f"teacher={local_teacher(load_recipe(path), workdir)}")
+            folder = folders.setdefault(path.parent.name, tmp_path_factory.mktemp(path.parent.name))
+            workdir = folder / recipe.workdir.name  # beside each other as in the recipes: some name their neighbour
+            changes = small(recipe, prepared, workdir)
+            if recipe.teacher is not None and not recipe.teacher_packages:
+                workdir.mkdir(exist_ok=True)
+                changes.append(f"teacher={local_teacher(recipe, workdir)}")
             train(load_recipe(path, changes))
             done[path] = workdir
         return done[path]
 
     return make
+
+
+def makers(path: Path) -> list[Path]:
+    """The recipes beside this one that make the packages from which it takes its tokenizer and its first weights."""
+    recipe = load_recipe(path)
+    wanted = [recipe.path(p).parent for p in (recipe.tokenizer.package, recipe.training.init_from) if p is not None]
+    beside = {load_recipe(p).output_dir: p for p in RECIPES if p.parent == path.parent}
+    return [beside[folder] for folder in wanted]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
