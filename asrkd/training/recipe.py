@@ -212,10 +212,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
-        same_kind = not isinstance(value, dict) or value.get("kind") in (None, (below or {}).get("kind"))
-        result[key] = (
-            merge(below, value) if isinstance(value, dict) and isinstance(below, dict) and same_kind else value
-        )
+        both = isinstance(value, dict) and isinstance(below, dict)
+        same_kind = both and value.get("kind") in (None, below.get("kind"))
+        result[key] = merge(below, value) if same_kind else value
     return result
 
 
