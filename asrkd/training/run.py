@@ -320,6 +320,7 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
         "teacher_recipes",
         "evaluate",
         "export",
+        "sweep",
     ):  # where it lies; what comes before and after
         content.pop(key)
     inputs = {}
@@ -361,13 +362,11 @@ def environment(device: str) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in ("torch", "torchaudio", "speechbrain", "lhotse")}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         versions["asrkd"] = importlib.metadata.version("asrkd")
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=True
-        )
-        commit = answer.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
+    root, commit = Path(__file__).parents[2], None
+    if (root / ".git").exists():  # and not some other repository that asrkd is installed in
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            ask = ["git", "-C", str(root), "rev-parse", "HEAD"]
+            commit = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
     return {
         "versions": versions,
         "python": platform.python_version(),
