@@ -35,12 +35,13 @@ def _register() -> None:
     from asrkd.cli.losses import losses
     from asrkd.cli.prepare import prepare
     from asrkd.cli.run import run
+    from asrkd.cli.sweep import sweep
     from asrkd.cli.train import train
     from asrkd.cli.transcribe import transcribe
 
     app.command()(demo)
     app.add_typer(prepare, name="prepare")
-    for verb in (run, train, label, inspect, evaluate, compare, transcribe, export, losses):
+    for verb in (run, train, label, sweep, inspect, evaluate, compare, transcribe, export, losses):
         app.command()(verb)
     app.command("filter")(filter_labels)
 

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 import soundfile
 import torch
-from lhotse import CutSet
+from lhotse import AudioSource, CutSet
 from lhotse.audio import AudioLoadingError, DurationMismatchError
 from lhotse.cut import Cut
+from lhotse.utils import fastcopy
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -203,6 +204,7 @@ def read_cut(cut: Cut, sample_rate_hz: int) -> NDArray[np.float32]:
     """
     if cut.sampling_rate != sample_rate_hz:
         cut = cut.resample(sample_rate_hz)
+    cut = _fetched(cut)
     try:
         samples = np.asarray(cut.load_audio(), np.float32)
     except (
@@ -218,6 +220,19 @@ def read_cut(cut: Cut, sample_rate_hz: int) -> NDArray[np.float32]:
         reason = str(error).strip().splitlines() or [repr(error)]
         raise ValueError(f"utterance {cut.id}: {', '.join(map(str, audio_files(cut)))}: {reason[0]}") from error
     return samples[0] if samples.shape[0] == 1 else samples.mean(axis=0)
+
+
+def _fetched(cut: Cut) -> Cut:
+    """The same with the bytes of its audio, where it lies inside a tar (:func:`asrkd.data.shar.read_shar`)."""
+    recording = getattr(cut, "recording", None)
+    if recording is None or recording.sources[0].type != "shar":
+        return cut
+    (source,) = recording.sources
+    path, start, size = source.source.rsplit(":", 2)
+    with open(path, "rb") as file:
+        file.seek(int(start))
+        data = file.read(int(size))
+    return fastcopy(cut, recording=fastcopy(recording, sources=[AudioSource("memory", source.channels, data)]))
 
 
 def transcript(cut: Cut) -> str:
@@ -256,4 +271,5 @@ def audio_files(cut: Any) -> list[Path]:
     """The audio files behind a cut, those of a mixture too."""
     tracks = [track.cut for track in getattr(cut, "tracks", [])] or [cut]
     sources = [source for t in tracks if getattr(t, "recording", None) for source in t.recording.sources]
-    return [Path(source.source) for source in sources if source.type == "file"]
+    files = [Path(source.source) for source in sources if source.type == "file"]
+    return files + [Path(source.source.rsplit(":", 2)[0]) for source in sources if source.type == "shar"]

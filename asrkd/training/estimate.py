@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 import torch
 import torch.nn.functional as F
-from lhotse import CutSet
 
 from asrkd.data.download import disk_need_bytes
 from asrkd.data.librispeech import PUBLISHED_UTTERANCES
+from asrkd.data.shar import read_manifest
 from asrkd.data.text import Tokenizer, train_tokenizer
 from asrkd.models import package
 from asrkd.models.base import Recogniser
@@ -133,7 +133,7 @@ def _hours(recipe: Recipe, manifests: Sequence[Path]) -> float | None:
         path = recipe.path(manifest)
         part = path.name.removeprefix("cuts_").removesuffix(".jsonl.gz")
         if path.exists():
-            total += sum(cut.duration for cut in CutSet.from_file(path)) / 3600
+            total += sum(cut.duration for cut in read_manifest(path)) / 3600
         elif isinstance(recipe.prepare, PrepareLibriSpeech) and part in PUBLISHED_UTTERANCES:
             total += PUBLISHED_UTTERANCES[part] * PUBLISHED_UTTERANCE_S / 3600
         else:

@@ -22,6 +22,7 @@ from lhotse import CutSet
 
 from asrkd.data.batching import AudioCache, BatchSource, load_batch, with_speeds
 from asrkd.data.files import write_atomically
+from asrkd.data.shar import read_manifest
 from asrkd.data.text import Tokenizer, train_tokenizer
 from asrkd.losses.catalogue import LOSSES
 from asrkd.losses.objective import Objective
@@ -226,7 +227,7 @@ def read_cuts(paths: Sequence[Path], recipe: Recipe) -> CutSet:
         RecipeError: If manifests were named and nothing of fitting length is left.
     """
     low, high = recipe.data.min_utterance_s, recipe.data.max_utterance_s
-    cuts = [cut for path in paths for cut in CutSet.from_file(path)]
+    cuts = [cut for path in paths for cut in read_manifest(path)]
     kept = [cut for cut in cuts if low <= cut.duration <= high]
     if len(kept) < len(cuts):
         logger.info("%d of %d utterances left out: not within %g to %g s", len(cuts) - len(kept), len(cuts), low, high)
@@ -325,7 +326,9 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
         content.pop(key)
     inputs = {}
     for path in (*recipe.data.train, *recipe.data.valid, *recipe.data.unlabelled):
-        inputs[str(path)] = hashlib.sha256(recipe.path(path).read_bytes()).hexdigest()
+        whole = recipe.path(path)
+        manifests = sorted(whole.glob("cuts.*.jsonl.gz")) if whole.is_dir() else [whole]
+        inputs[str(path)] = hashlib.sha256(b"".join(manifest.read_bytes() for manifest in manifests)).hexdigest()
     packages = [recipe.tokenizer.package, recipe.training.init_from, *recipe.teacher_packages.values()]
     for folder in filter(None, packages):
         config = recipe.path(folder) / package.CONFIG
