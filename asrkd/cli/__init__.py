@@ -37,12 +37,13 @@ def _register() -> None:
     from asrkd.cli.push import push
     from asrkd.cli.run import run
     from asrkd.cli.serve import serve
+    from asrkd.cli.sweep import sweep
     from asrkd.cli.train import train
     from asrkd.cli.transcribe import transcribe
 
     app.command()(demo)
     app.add_typer(prepare, name="prepare")
-    for verb in (run, train, label, inspect, evaluate, compare, transcribe, serve, export, push, losses):
+    for verb in (run, train, label, sweep, inspect, evaluate, compare, transcribe, serve, export, push, losses):
         app.command()(verb)
     app.command("filter")(filter_labels)
 

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import typer
 
@@ -55,34 +56,83 @@ def run_side_by_side(commands: Mapping[str, Sequence[str]]) -> None:
         typer.Exit: With the status of one that failed; the others are ended first.
     """
     with tempfile.TemporaryDirectory() as folder, stages() as stage:
-        files = {name: Path(folder) / name for name in commands}
-        running = {
-            name: subprocess.Popen(
-                _command(words, 1), stdout=subprocess.DEVNULL, env={**_environment(2), RELAY: str(files[name])}
-            )
+        running = [
+            _Running(_command(words, 1), _environment(2), Path(folder) / name, stage)
             for name, words in commands.items()
-        }
-        bars: dict[tuple[str, str], Report] = {}
+        ]
         try:
             while True:
-                ended = [process.poll() is not None for process in running.values()]
-                for name, file in files.items():
-                    if (seen := relayed(file)) is not None:
-                        title, done, total = seen
-                        if (name, title) not in bars:
-                            bars[name, title] = stage(title)
-                        bars[name, title](done, total, "")
-                failed = next((p.returncode for p in running.values() if p.poll() not in (None, 0)), None)
+                statuses = [one.look() for one in running]
+                failed = next((status for status in statuses if status), None)
                 if failed is not None:
                     raise typer.Exit(failed)
-                if all(ended):
+                if None not in statuses:
                     return
                 time.sleep(_LOOK_EVERY_S)
         finally:
-            for process in running.values():
-                if process.poll() is None:
-                    process.terminate()
-                    process.wait()
+            for one in running:
+                one.end()
+
+
+def run_watched(
+    words: Sequence[str], stage: Callable[[str], Report], stop: Callable[[], bool], errors: Path, processes: int = 1
+) -> int | None:
+    """Run a verb while something looks at what it does.
+
+    Args:
+        words: After ``asrkd``.
+        stage: Begins a progress bar, for the stages of the verb.
+        stop: Asked again and again while the verb runs; it is ended as soon as the answer is yes.
+        errors: File that its standard error is added to.
+        processes: Ranks under torchrun, with a thread each.
+
+    Returns:
+        The verb's status, or ``None`` if it was ended.
+    """
+    with tempfile.TemporaryDirectory() as folder, errors.open("ab") as log:
+        one = _Running(_command(words, processes), _environment(processes), Path(folder) / "relay", stage, log)
+        try:
+            while (status := one.look()) is None:
+                if stop():
+                    return None
+                time.sleep(_LOOK_EVERY_S)
+            return status
+        finally:
+            one.end()
+
+
+class _Running:
+    """A verb in a process of its own, and a progress bar for each of its stages."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        relay: Path,
+        stage: Callable[[str], Report],
+        errors: IO[bytes] | None = None,
+    ) -> None:
+        self._relay, self._stage = relay, stage
+        self._bars: dict[str, Report] = {}
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=errors, env={**environment, RELAY: str(relay)}
+        )
+
+    def look(self) -> int | None:
+        """Show how far it is; its status once it has ended."""
+        status = self._process.poll()
+        if (seen := relayed(self._relay)) is not None:
+            title, done, total = seen
+            if title not in self._bars:
+                self._bars[title] = self._stage(title)
+            self._bars[title](done, total, "")
+        return status
+
+    def end(self) -> None:
+        """End it if it has not ended."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
 
 
 def _command(words: Sequence[str], processes: int) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 import soxr
 import torch
-from lhotse import CutSet
+from lhotse import AudioSource, CutSet
 from lhotse.audio import AudioLoadingError, DurationMismatchError
 from lhotse.augmentation import AudioTransform, Resample
 from lhotse.cut import Cut
@@ -215,6 +215,7 @@ def read_cut(cut: Cut, sample_rate_hz: int) -> NDArray[np.float32]:
     """
     if cut.sampling_rate != sample_rate_hz:
         cut = cut.resample(sample_rate_hz)
+    cut = _fetched(cut)
     if isinstance(cut, DataCut) and cut.recording is not None:
         transforms = [_as_soxr(transform) for transform in cut.recording.transforms or ()]
         cut = fastcopy(cut, recording=fastcopy(cut.recording, transforms=transforms or None))
@@ -248,6 +249,19 @@ def _as_soxr(transform: AudioTransform) -> AudioTransform:
     if type(transform) is not Resample:
         return transform
     return _SoxrResample(transform.source_sampling_rate, transform.target_sampling_rate)
+
+
+def _fetched(cut: Cut) -> Cut:
+    """The same with the bytes of its audio, where it lies inside a tar (:func:`asrkd.data.shar.read_shar`)."""
+    recording = getattr(cut, "recording", None)
+    if recording is None or recording.sources[0].type != "shar":
+        return cut
+    (source,) = recording.sources
+    path, start, size = source.source.rsplit(":", 2)
+    with open(path, "rb") as file:
+        file.seek(int(start))
+        data = file.read(int(size))
+    return fastcopy(cut, recording=fastcopy(recording, sources=[AudioSource("memory", source.channels, data)]))
 
 
 def transcript(cut: Cut) -> str:
@@ -286,4 +300,5 @@ def audio_files(cut: Any) -> list[Path]:
     """The audio files behind a cut, those of a mixture too."""
     tracks = [track.cut for track in getattr(cut, "tracks", [])] or [cut]
     sources = [source for t in tracks if getattr(t, "recording", None) for source in t.recording.sources]
-    return [Path(source.source) for source in sources if source.type == "file"]
+    files = [Path(source.source) for source in sources if source.type == "file"]
+    return files + [Path(source.source.rsplit(":", 2)[0]) for source in sources if source.type == "shar"]

@@ -219,6 +219,8 @@ def audio_identity(cut: Cut) -> str:
         if value.get("type") == "file" and "source" in value:
             path = Path(value["source"])
             kept["source"] = path.stat().st_size if path.exists() else str(path)
+        if value.get("type") == "shar" and "source" in value:
+            kept["source"] = value["source"].rpartition(":")[2]  # its size, wherever the tar lies
         return kept
 
     text = json.dumps(stripped(cut.to_dict()), sort_keys=True, default=str)

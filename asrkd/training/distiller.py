@@ -51,6 +51,7 @@ class _Window:
     sums: dict[str, float]
     counts: dict[str, float]
     audio_s: float = 0.0
+    padded_s: float = 0.0
     started: float = 0.0
     waited_s: float = 0.0
     seen: Diagnostics = field(default_factory=Diagnostics)
@@ -287,6 +288,7 @@ class Distiller(sb.Brain):
                 self.scaler.scale(loss).backward()
             total += loss.detach()
             self._window.audio_s += float(micro.audio_lengths.sum()) / micro.sample_rate_hz
+            self._window.padded_s += micro.audio.numel() / micro.sample_rate_hz
         mean = self._sum_over_ranks(float(total)) / ranks
         if math.isfinite(mean):
             self.optimizers_step()
@@ -358,6 +360,7 @@ class Distiller(sb.Brain):
         if window.seen.frames:
             record |= window.seen.summary()
         record |= {"audio_s_per_s": window.audio_s / elapsed, "data_wait_share": window.waited_s / elapsed}
+        record["padding_share"] = 1.0 - window.audio_s / window.padded_s
         self.log.write(record)
         self._window = _Window.new()
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 import torch
 import torch.nn.functional as F
-from lhotse import CutSet
 
 from asrkd.data.download import disk_need_bytes
 from asrkd.data.librispeech import PUBLISHED_UTTERANCES
+from asrkd.data.shar import read_manifest
 from asrkd.data.text import Tokenizer, train_tokenizer
 from asrkd.losses.transducer import rnnt
 from asrkd.models import package
@@ -86,30 +86,35 @@ def _need(step: Step, device: str) -> Need:
         return Need()
     speeds = len(recipe.data.speeds)
     if verb == "train":
-        rate = _rate(_config(recipe), recipe.training.precision, recipe.data.max_duration_s, device)
+        rate = measure_rate(model_config(recipe), recipe.training.precision, recipe.data.max_duration_s, device)
         seconds = None if hours is None else recipe.training.epochs * hours * speeds * 3600 / rate.train
-        kept = rate.parameters * OPTIMISER_BYTES * (recipe.training.average + 1) + rate.parameters * 4
-        return Need(seconds, kept / 1e6, rate.memory_mb + recipe.data.cache_mb)
+        kept_mb = checkpoints_mb(rate.parameters, recipe.training.average)
+        return Need(seconds, kept_mb, rate.memory_mb + recipe.data.cache_mb)
     if verb == "label":
-        teacher = _teacher(step)
+        teacher = teacher_config(recipe)
         per_hour = POSTERIORS_MB_PER_H + (NBEST_MB_PER_H if recipe.targets and recipe.targets.nbest else 0)
         if teacher is None or hours is None:
             return Need(None, (hours or 0) * speeds * per_hour)
-        rate = _rate(teacher, "fp32", UTTERANCE_S, device)
+        rate = measure_rate(teacher, "fp32", UTTERANCE_S, device)
         return Need(hours * speeds * 3600 / rate.listen, hours * speeds * per_hour, rate.memory_mb)
     assert recipe.evaluate is not None
-    rate = _rate(_config(recipe), "fp32", UTTERANCE_S, device)
+    rate = measure_rate(model_config(recipe), "fp32", UTTERANCE_S, device)
     heard = _hours(recipe, recipe.evaluate.parts)
     return Need(None if heard is None else heard * 3600 / rate.listen, 1.0, rate.memory_mb)
 
 
-def _config(recipe: Recipe) -> str:
+def checkpoints_mb(parameters: int, average: int) -> float:
+    """Of the checkpoints that a run keeps (those to average and the last), and of its package."""
+    return parameters * (OPTIMISER_BYTES * (average + 1) + 4) / 1e6
+
+
+def model_config(recipe: Recipe) -> str:
+    """The recipe's model as :func:`measure_rate` takes it."""
     return json.dumps(recipe.model, sort_keys=True)
 
 
-def _teacher(step: Step) -> str | None:
+def teacher_config(recipe: Recipe) -> str | None:
     """The model of the recipe's teacher, if it is a package that is there or will be made by a named recipe."""
-    recipe = step.recipe
     if not isinstance(recipe.teacher, PackageSpec):
         return None
     folder = recipe.path(recipe.teacher.path)
@@ -118,7 +123,7 @@ def _teacher(step: Step) -> str | None:
     for other in recipe.teacher_recipes:
         made = load_recipe(other, [f"workdir={recipe.workdir}"])
         if made.output_dir == folder.parent:
-            return _config(made)
+            return model_config(made)
     return None
 
 
@@ -129,7 +134,7 @@ def _hours(recipe: Recipe, manifests: Sequence[Path]) -> float | None:
         path = recipe.path(manifest)
         part = path.name.removeprefix("cuts_").removesuffix(".jsonl.gz")
         if path.exists():
-            total += sum(cut.duration for cut in CutSet.from_file(path)) / 3600
+            total += sum(cut.duration for cut in read_manifest(path)) / 3600
         elif isinstance(recipe.prepare, PrepareLibriSpeech) and part in PUBLISHED_UTTERANCES:
             total += PUBLISHED_UTTERANCES[part] * PUBLISHED_UTTERANCE_S / 3600
         else:
@@ -138,8 +143,15 @@ def _hours(recipe: Recipe, manifests: Sequence[Path]) -> float | None:
 
 
 @cache
-def _rate(config: str, precision: str, batch_s: float, device: str) -> Rate:
-    """Measured on noise; ``config`` is JSON so that the same model is measured once."""
+def measure_rate(config: str, precision: str, batch_s: float, device: str) -> Rate:
+    """Training and listening of a fresh model on noise.
+
+    Args:
+        config: The model's part of a recipe as JSON, so that the same model is measured once.
+        precision: Of the training steps; listening is in float32.
+        batch_s: Seconds of audio in a batch.
+        device: ``"cpu"`` or ``"cuda[:N]"``.
+    """
     torch.manual_seed(0)
     model = package.build(json.loads(config), _tokenizer()).to(device)
     rows = max(1, round(batch_s / UTTERANCE_S))

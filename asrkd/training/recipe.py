@@ -4,6 +4,7 @@ A recipe names the data, the model, the loss terms and the schedule of one train
 ``extends: other.yaml`` takes everything from another recipe first (paths relative to the file that says it). All relative paths
 inside ``data``, ``teacher``, ``targets``, ``output`` and so on are resolved against ``workdir``. The sections ``prepare``,
 ``teacher_recipes``, ``evaluate`` and ``export`` say what comes before and after the training; ``asrkd run`` reads them.
+``sweep`` says what ``asrkd sweep`` tries.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from asrkd.training.sections import (
     ExportConfig,
     PrepareConfig,
     Strict,
+    SweepConfig,
     TargetsConfig,
     TokenizerConfig,
     TrainingConfig,
@@ -60,6 +62,7 @@ class Recipe(Strict):
     teacher_recipes: tuple[Path, ...] = ()
     evaluate: EvaluateConfig | None = None
     export: ExportConfig | None = None
+    sweep: SweepConfig | None = None
 
     @field_validator("teacher", mode="before")
     @classmethod
@@ -251,10 +254,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
-        same_kind = not isinstance(value, dict) or value.get("kind") in (None, (below or {}).get("kind"))
-        result[key] = (
-            merge(below, value) if isinstance(value, dict) and isinstance(below, dict) and same_kind else value
-        )
+        if isinstance(value, dict) and isinstance(below, dict) and value.get("kind") in (None, below.get("kind")):
+            value = merge(below, value)
+        result[key] = value
     return result
 
 
@@ -272,17 +274,26 @@ def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> dict[s
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise RecipeError(f"{override!r}: expected a YAML value after '='; found {text!r}") from None
-        *parents, last = dotted.split(".")
-        place: Any = content
-        for part in parents:
-            place = _descend(place, part, dotted)
-        if isinstance(place, list):
-            place[_index(place, last, dotted)] = value
-        elif isinstance(place, dict):
-            place[last] = value
-        else:
-            raise RecipeError(f"{dotted}: expected a mapping above {last!r}; found {place!r}")
+        set_key(content, dotted, value)
     return content
+
+
+def set_key(content: dict[str, Any], dotted: str, value: Any) -> None:
+    """Put ``value`` at ``key.sub``, list places by number.
+
+    Raises:
+        RecipeError: If the key goes through something that holds no keys.
+    """
+    *parents, last = dotted.split(".")
+    place: Any = content
+    for part in parents:
+        place = _descend(place, part, dotted)
+    if isinstance(place, list):
+        place[_index(place, last, dotted)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise RecipeError(f"{dotted}: expected a mapping above {last!r}; found {place!r}")
 
 
 def _descend(place: Any, part: str, dotted: str) -> Any:
@@ -311,7 +322,19 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: With every problem found, one a line, each with its dotted path and the known names.
     """
-    content = apply_overrides(read_yaml(Path(path)), overrides)
+    return check_content(apply_overrides(read_yaml(Path(path)), overrides), Path(path))
+
+
+def check_content(content: dict[str, Any], path: Path) -> Recipe:
+    """Check the plain values of a recipe.
+
+    Args:
+        content: As of :func:`read_yaml`.
+        path: Named in the error.
+
+    Raises:
+        RecipeError: As :func:`load_recipe`.
+    """
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:

@@ -22,6 +22,7 @@ from lhotse import CutSet
 
 from asrkd.data.batching import AudioCache, BatchSource, load_batch, with_speeds
 from asrkd.data.files import write_atomically
+from asrkd.data.shar import read_manifest
 from asrkd.data.text import Tokenizer, train_tokenizer
 from asrkd.losses.catalogue import LOSSES
 from asrkd.models import package
@@ -219,7 +220,7 @@ def read_cuts(paths: Sequence[Path], recipe: Recipe) -> CutSet:
         RecipeError: If manifests were named and nothing of fitting length is left.
     """
     low, high = recipe.data.min_utterance_s, recipe.data.max_utterance_s
-    cuts = [cut for path in paths for cut in CutSet.from_file(path)]
+    cuts = [cut for path in paths for cut in read_manifest(path)]
     kept = [cut for cut in cuts if low <= cut.duration <= high]
     if len(kept) < len(cuts):
         logger.info("%d of %d utterances left out: not within %g to %g s", len(cuts) - len(kept), len(cuts), low, high)
@@ -313,11 +314,14 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
         "teacher_recipes",
         "evaluate",
         "export",
+        "sweep",
     ):  # where it lies; what comes before and after
         content.pop(key)
     inputs = {}
     for path in (*recipe.data.train, *recipe.data.valid, *recipe.data.unlabelled):
-        inputs[str(path)] = hashlib.sha256(recipe.path(path).read_bytes()).hexdigest()
+        whole = recipe.path(path)
+        manifests = sorted(whole.glob("cuts.*.jsonl.gz")) if whole.is_dir() else [whole]
+        inputs[str(path)] = hashlib.sha256(b"".join(manifest.read_bytes() for manifest in manifests)).hexdigest()
     packages = [recipe.tokenizer.package, recipe.training.init_from, *recipe.teacher_packages.values()]
     for folder in filter(None, packages):
         config = recipe.path(folder) / package.CONFIG
@@ -354,13 +358,11 @@ def environment(device: str) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in ("torch", "torchaudio", "speechbrain", "lhotse")}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         versions["asrkd"] = importlib.metadata.version("asrkd")
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=True
-        )
-        commit = answer.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
+    root, commit = Path(__file__).parents[2], None
+    if (root / ".git").exists():  # and not some other repository that asrkd is installed in
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            ask = ["git", "-C", str(root), "rev-parse", "HEAD"]
+            commit = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
     return {
         "versions": versions,
         "python": platform.python_version(),

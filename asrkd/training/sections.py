@@ -7,9 +7,9 @@ file that names them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 
 class Strict(BaseModel):
@@ -197,3 +197,39 @@ class ExportConfig(Strict):
 
     to: Literal["onnx", "sherpa"] = "sherpa"
     int8: bool = False
+
+
+class SweepRange(Strict):
+    """Numbers from ``low`` to ``high``, both included; whole ones where both are whole."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    step: PositiveFloat | PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> SweepRange:
+        if not self.low < self.high:
+            raise ValueError(f"expected low below high; found {self.low} and {self.high}")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("expected, for log: true, a low above 0 and no step")
+        return self
+
+
+class SweepChoices(Strict):
+    """Values for one key; or named groups of changes to several keys, for what only makes sense together."""
+
+    choices: tuple[Any, ...] | dict[str, dict[str, Any]] = Field(min_length=2)
+
+
+class SweepConfig(Strict):
+    """What ``asrkd sweep`` tries: dotted recipe keys (or, for named groups, any name) with ranges or choices."""
+
+    space: dict[str, SweepRange | SweepChoices] = Field(min_length=1)
+    trials: PositiveInt = 20
+    metric: Literal["wer", "loss"] = "wer"
+    sampler: Literal["tpe", "random"] = "tpe"
+    pruner: Literal["median", "hyperband", "none"] = "median"
+    startup_trials: int = Field(5, ge=0)
+    warmup_epochs: int = Field(1, ge=0)
+    changes: dict[str, Any] = {}

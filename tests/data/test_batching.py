@@ -15,12 +15,14 @@ from lhotse import CutSet
 from lhotse.testing.dummies import dummy_cut
 from torch.utils.data import DataLoader
 
+from asrkd.cli.recipes import recipes_dir
 from asrkd.data.audio import read_audio
 from asrkd.data.batching import AudioCache, BatchSource, load_batch, with_speeds
 from asrkd.data.corpora import load_cuts
 from asrkd.data.features import Fbank
 from asrkd.data.librispeech import prepare_librispeech
 from asrkd.data.text import train_tokenizer
+from asrkd.training.recipe import load_recipe
 
 
 def _cuts(durations: list[float]) -> CutSet:
@@ -58,6 +60,18 @@ def test_padding_is_small_and_duration_kept(max_duration_s: float) -> None:
     assert max(padded) <= max_duration_s
     assert 1 - sum(cut.duration for cut in source.cuts) / sum(padded) < 0.10
     assert sum(padded) / len(padded) > 0.8 * max_duration_s  # batches are full
+
+
+@pytest.mark.parametrize("name", ["teacher", "student_alone"])
+def test_padding_is_small_in_the_demo(name: str, prepared: Path) -> None:
+    """The demo's batches over as many utterances, with the lengths of the small corpus drawn anew."""
+    settings = load_recipe(recipes_dir() / "spoken_numbers" / f"{name}.yaml").data
+    draw = np.random.default_rng(0)
+    lengths = np.array([cut.duration for cut in load_cuts(prepared, "train")])
+    like = draw.choice(lengths, 3000) * draw.uniform(0.9, 1.1, 3000)
+    source = BatchSource(_cuts(like.round(3).tolist()), settings.max_duration_s, buckets=settings.buckets)
+    padded = sum(len(batch) * max(cut.duration for cut in batch) for batch in source.batches(0))
+    assert 1 - like.sum() / padded < 0.10
 
 
 def test_an_utterance_longer_than_a_batch_stands_alone() -> None:

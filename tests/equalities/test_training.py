@@ -1,4 +1,4 @@
-"""Resumed = uninterrupted after a real kill -9, and two ranks = one rank at the same global batch."""
+"""Resumed = uninterrupted after a real kill -9, two ranks = one rank at the same global batch, and torchrun starts lost ranks anew."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from filelock import FileLock
@@ -48,6 +49,11 @@ def log_lines(folder: Path, output: str) -> list[dict[str, object]]:
     path = folder / output / "log.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [{k: v for k, v in line.items() if k not in ("audio_s_per_s", "data_wait_share")} for line in lines]
+
+
+def on_two_ranks(recipe: Path, *options: str) -> list[str]:
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *options, "-m", "asrkd"]
+    return [sys.executable, *ranks, *command(recipe)[3:]]
 
 
 def test_resumed_after_kill_equals_uninterrupted(tmp_path: Path, prepared: Path) -> None:
@@ -99,12 +105,38 @@ def test_two_ranks_equal_one(tmp_path: Path, prepared: Path) -> None:
     one = write_recipe(tmp_path, prepared, "one", accumulate=2, dropout=0.1)
     subprocess.run(command(one), check=True, capture_output=True)
     two = write_recipe(tmp_path, prepared, "two", accumulate=1, dropout=0.1)
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "asrkd"]
-    answer = subprocess.run([*ranks, *command(two)[3:]], capture_output=True, text=True, check=False)
+    answer = subprocess.run(on_two_ranks(two), capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr[-3000:]
     expected, found = weights(tmp_path, "one"), weights(tmp_path, "two")
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_rank_is_started_anew_and_the_result_is_the_same(tmp_path: Path, prepared: Path, lost: int) -> None:
+    """``torchrun --max-restarts``: one rank gets SIGKILL in the middle of an epoch, and nobody else does anything."""
+    whole = write_recipe(tmp_path, prepared, "whole")
+    answer = subprocess.run(on_two_ranks(whole), capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+
+    broken = write_recipe(tmp_path, prepared, "broken")
+    with (tmp_path / "errors").open("w+") as errors:
+        run = subprocess.Popen(on_two_ranks(broken, "--max-restarts=1"), stdout=subprocess.DEVNULL, stderr=errors)
+        while not list((tmp_path / "broken" / "checkpoints").glob("CKPT*")):
+            assert run.poll() is None, "the run ended before a rank could be killed"
+        ranks = [c for c in psutil.Process(run.pid).children() if c.environ().get("RANK") == str(lost)]
+        assert len(ranks) == 1
+        ranks[0].kill()
+        assert not (tmp_path / "broken" / "package").exists()
+        assert run.wait() == 0, (tmp_path / "errors").read_text(encoding="utf-8")[-3000:]
+        assert "restart" in (tmp_path / "errors").read_text(encoding="utf-8").lower()
+
+    expected, found = weights(tmp_path, "whole"), weights(tmp_path, "broken")
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert [(line["kind"], line["step"]) for line in log_lines(tmp_path, "whole")] == [
+        (line["kind"], line["step"]) for line in log_lines(tmp_path, "broken")
+    ]
 
 
 @pytest.mark.parametrize("content", ["", "nothing: here\n"])

@@ -78,6 +78,11 @@ def test_another_kind_replaces_the_whole_mapping() -> None:
     assert merge({"m": {"kind": "a", "x": 1}}, {"m": {"kind": "b", "y": 2}}) == {"m": {"kind": "b", "y": 2}}
 
 
+@pytest.mark.parametrize("below", ["teacher/package", None, 3, ["a"]])
+def test_a_mapping_replaces_what_is_none(below: object) -> None:
+    assert merge({"teacher": below}, {"teacher": {"kind": "onnx", "path": "p"}})["teacher"]["kind"] == "onnx"
+
+
 def test_a_recipe_that_extends_itself_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "extends: b.yaml\n", "a.yaml")
     with pytest.raises(RecipeError, match="extends itself"):
