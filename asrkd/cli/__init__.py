@@ -32,6 +32,7 @@ def _register() -> None:
     from asrkd.cli.filter import filter_labels
     from asrkd.cli.inspect import inspect
     from asrkd.cli.label import label
+    from asrkd.cli.listen import listen
     from asrkd.cli.losses import losses
     from asrkd.cli.prepare import prepare
     from asrkd.cli.push import push
@@ -43,7 +44,7 @@ def _register() -> None:
 
     app.command()(demo)
     app.add_typer(prepare, name="prepare")
-    for verb in (run, train, label, sweep, inspect, evaluate, compare, transcribe, serve, export, push, losses):
+    for verb in (run, train, label, sweep, inspect, evaluate, compare, transcribe, listen, serve, export, push, losses):
         app.command()(verb)
     app.command("filter")(filter_labels)
 

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from asrkd.cli.device import DeviceOption, choose_device
+from asrkd.cli.search import (
+    BeamOption,
+    BoostOption,
+    ChunkOption,
+    HotwordsOption,
+    LexiconOption,
+    LmOption,
+    LmWeightOption,
+    WordScoreOption,
+    search_options,
+)
 
 if TYPE_CHECKING:
     from asrkd.serving.engine import Engine, Limits
@@ -25,8 +36,14 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A further host name by which the server may be called.")
     ] = None,
-    chunk_ms: Annotated[int | None, typer.Option(help="Chunk; the model's own default if left out.")] = None,
-    beam: Annotated[int, typer.Option(min=1, help="Prefixes of the CTC beam search; 1 takes the best path.")] = 1,
+    chunk_ms: ChunkOption = None,
+    beam: BeamOption = 1,
+    hotwords: HotwordsOption = None,
+    hotword_boost: BoostOption = 1.5,
+    lm: LmOption = None,
+    lexicon: LexiconOption = None,
+    lm_weight: LmWeightOption = 0.5,
+    word_score: WordScoreOption = 0.0,
     device: DeviceOption = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Processor threads of each model.")] = 1,
     sessions: Annotated[int, typer.Option(min=1, help="Streams at once.")] = 32,
@@ -41,7 +58,11 @@ def serve(
 
     limits = Limits(sessions=sessions, idle_s=idle_s, message_bytes=message_kib << 10)
     _check_installed()
-    engines = _engines(packages, chunk_ms, beam, choose_device(device), threads, limits)
+    search: dict[str, Any] = {
+        "beam": beam, "lm": lm, "lexicon": lexicon, "lm_weight": lm_weight, "word_score": word_score,
+        "hotwords": hotwords, "hotword_boost": hotword_boost,
+    }  # fmt: skip
+    engines = _engines(packages, chunk_ms, search, choose_device(device), threads, limits)
     _run(engines, limits, host, port, [*LOOPBACK, host, *(allow_host or [])])
 
 
@@ -55,7 +76,7 @@ def _check_installed() -> None:
 
 
 def _engines(
-    packages: Sequence[str], chunk_ms: int | None, beam: int, device: str, threads: int, limits: Limits
+    packages: Sequence[str], chunk_ms: int | None, search: dict[str, Any], device: str, threads: int, limits: Limits
 ) -> dict[str, Engine]:
     import torch
 
@@ -69,7 +90,8 @@ def _engines(
     for package in packages:
         model = load(package, device)
         chunk_frames = None if chunk_ms is None else chunk_frames_of(model, chunk_ms)
-        recognizers.append(Recognizer(model, RecognizerOptions(chunk_frames=chunk_frames, beam=beam)))
+        found = search_options(model, **search)
+        recognizers.append(Recognizer(model, RecognizerOptions(chunk_frames=chunk_frames, **found)))
     return {name: Engine(recognizer, limits) for name, recognizer in zip(names, recognizers, strict=True)}
 
 

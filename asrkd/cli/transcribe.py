@@ -12,12 +12,23 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from asrkd.cli.device import DeviceOption, choose_device
 from asrkd.cli.progress import stages
+from asrkd.cli.search import (
+    BeamOption,
+    BoostOption,
+    ChunkOption,
+    HotwordsOption,
+    LexiconOption,
+    LmOption,
+    LmWeightOption,
+    WordScoreOption,
+    search_options,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,10 +84,14 @@ def transcribe(
     ],
     model: Annotated[Path | None, typer.Option(help="The model package, in place of the first argument.")] = None,
     streaming: Annotated[bool, typer.Option("--streaming", help="Recognise live, with partial results.")] = False,
-    chunk_ms: Annotated[
-        int | None, typer.Option(help="Chunk of a streaming model; its own default if left out.")
-    ] = None,
-    beam: Annotated[int, typer.Option(min=1, help="Prefixes of the CTC beam search; 1 takes the best path.")] = 1,
+    chunk_ms: ChunkOption = None,
+    beam: BeamOption = 1,
+    lm: LmOption = None,
+    lexicon: LexiconOption = None,
+    lm_weight: LmWeightOption = 0.5,
+    word_score: WordScoreOption = 0.0,
+    hotwords: HotwordsOption = None,
+    hotword_boost: BoostOption = 1.5,
     format: Annotated[Format, typer.Option(help="json: one object a line; ctm: one word a line.")] = Format.text,
     out: Annotated[
         Path | None, typer.Option(help="Write here, not to standard output; a folder for srt or vtt of several files.")
@@ -94,7 +109,11 @@ def transcribe(
     subtitles = format in (Format.srt, Format.vtt)
     if subtitles and len(names) > 1 and (out is None or (out.exists() and not out.is_dir())):
         raise ValueError(f"--format {format.value}: expected --out FOLDER for {len(names)} files")
-    job = _prepare(package, streaming, chunk_ms, beam, format, raw_rate_hz, choose_device(device))
+    search: dict[str, Any] = {
+        "beam": beam, "lm": lm, "lexicon": lexicon, "lm_weight": lm_weight, "word_score": word_score,
+        "hotwords": hotwords, "hotword_boost": hotword_boost,
+    }  # fmt: skip
+    job = _prepare(package, streaming, chunk_ms, search, format, raw_rate_hz, choose_device(device))
     if out is None:
         return _to_standard_output(job, names)
     return _to_files(job, names, out, one_each=subtitles and len(names) > 1)
@@ -131,7 +150,13 @@ def find_audio(names: Sequence[str]) -> list[str]:
 
 
 def _prepare(
-    package: str, streaming: bool, chunk_ms: int | None, beam: int, format: Format, raw_rate_hz: int, device: str
+    package: str,
+    streaming: bool,
+    chunk_ms: int | None,
+    search: dict[str, Any],
+    format: Format,
+    raw_rate_hz: int,
+    device: str,
 ) -> _Job:
     from asrkd.models.conformer import ChunkedConformer
     from asrkd.models.package import load
@@ -143,13 +168,12 @@ def _prepare(
     model = load(package, device)
     if not isinstance(model, ChunkedConformer) and (streaming or chunk_ms is not None):
         raise ValueError(f"--streaming, --chunk-ms: {package} is a {model.kind}, which hears whole utterances")
-    if model.has_transducer and beam > 1:
-        raise ValueError(f"--beam: expected 1, since {package} is a {model.kind}, whose search is greedy; found {beam}")
     chunk_frames = None if chunk_ms is None else chunk_frames_of(model, chunk_ms)
     # Subtitles and live results need segments; else a recording is one, so that no word is parted.
     segmented = streaming or format in (Format.srt, Format.vtt)
     endpoints = EndpointRules() if segmented else None
-    options = RecognizerOptions(chunk_frames=chunk_frames, beam=beam, endpoints=endpoints, partials=streaming)
+    found = search_options(model, **search)
+    options = RecognizerOptions(chunk_frames=chunk_frames, endpoints=endpoints, partials=streaming, **found)
     return _Job(model, options, streaming, format, raw_rate_hz)
 
 
@@ -212,7 +236,11 @@ def _transcribe_one(job: _Job, name: str, output: TextIO, progress: _Progress) -
     from asrkd.streaming.transcribe import transcribe as recognise
 
     options = job.options
-    if options.beam > 1 and options.endpoints is None and progress.duration_s(name) > _LONG_S:
+    if (
+        (options.beam > 1 or options.lm is not None)
+        and options.endpoints is None
+        and progress.duration_s(name) > _LONG_S
+    ):
         # A beam search keeps a segment's posteriors: a long recording needs segments to stay within memory.
         options = replace(options, endpoints=EndpointRules())
     live = job.streaming and job.format in (Format.text, Format.json)
