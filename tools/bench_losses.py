@@ -95,6 +95,28 @@ def frame_cases(vocab: int) -> dict[str, Callable[[], Step]]:
         student, teacher, _ = frame_inputs(vocab)
         return with_gradient(student, lambda: naive_of(student, teacher))
 
+    def masked() -> Step:
+        """What ``frame_kl`` does at the least: padding left out."""
+        student, teacher, lengths = frame_inputs(vocab)
+        valid = (torch.arange(400) < lengths[:, None]).unsqueeze(-1)
+
+        def loss() -> Tensor:
+            return (F.kl_div(student.log_softmax(-1), teacher, log_target=True, reduction="none") * valid).sum()
+
+        return with_gradient(student, loss)
+
+    def shifted() -> Step:
+        """The same with a temperature, and the teacher two frames later."""
+        student, teacher, lengths = frame_inputs(vocab)
+        valid = ((torch.arange(400) < lengths[:, None]) & (torch.arange(400) >= 2)).unsqueeze(-1)
+
+        def loss() -> Tensor:
+            later = (teacher / 2.0).log_softmax(-1).roll(2, 1)
+            each = F.kl_div((student / 2.0).log_softmax(-1), later, log_target=True, reduction="none")
+            return 4.0 * (each * valid).sum()
+
+        return with_gradient(student, loss)
+
     def compiled() -> Step:
         student, teacher, _ = frame_inputs(vocab)
         fused = torch.compile(naive_of)
@@ -143,7 +165,9 @@ def frame_cases(vocab: int) -> dict[str, Callable[[], Step]]:
     return {
         "allocate and fill the gradient": floor,
         "F.kl_div(log_target=True)": naive,
-        "torch.compile of it": compiled,
+        "F.kl_div, padding masked": masked,
+        "F.kl_div, padding masked, τ = 2, delay 80 ms": shifted,
+        "torch.compile of the first": compiled,
         "TRL GKD": trl,
         "torchtune chunked": torchtune,
         "SpeechBrain nll_loss_kd": speechbrain,

@@ -39,7 +39,7 @@ class Scale:
     speed_audio_s: float = 60.0
 
 
-FULL = Scale(train_minutes=125.0, dev_minutes=4.0, test_minutes=15.0)
+FULL = Scale(train_minutes=128.0, dev_minutes=4.0, test_minutes=15.0)
 FAST = Scale(
     train_minutes=4.0,
     dev_minutes=0.5,
@@ -113,6 +113,7 @@ def _commands(out: Path, scale: Scale, seed: int) -> dict[str, list[str]]:
 
 
 def _evaluate(recipes: dict[str, Recipe], out: Path, scale: Scale, seed: int, device: str, stage: Stage) -> list[Entry]:
+    from asrkd.evaluation.card import write_card
     from asrkd.evaluation.decode import DecodingOptions
     from asrkd.evaluation.evaluate import EvaluationOptions, evaluate
     from asrkd.evaluation.report import Entry
@@ -133,6 +134,7 @@ def _evaluate(recipes: dict[str, Recipe], out: Path, scale: Scale, seed: int, de
             device=device,
             report=stage(f"evaluate {recipe.name}"),
         )
+        write_card(package_dir(recipe), result)
         entries.append(Entry(result, role=role, seed=seed))  # type: ignore[arg-type]  # the keys are the roles
     return entries
 

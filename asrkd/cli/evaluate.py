@@ -48,6 +48,9 @@ def evaluate(
         bool, typer.Option("--streams", help="Also measure how many live streams this device holds.")
     ] = False,
     threads: Annotated[int, typer.Option(help="Threads while speed is measured.", min=1)] = 1,
+    card: Annotated[
+        bool, typer.Option("--card", help="Also put the figures into the package's model card and metrics.json.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Name in tables; default: the package's folder.")] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -56,6 +59,7 @@ def evaluate(
     Writes result.json, utterances.jsonl (every alignment), report.md, report.html and metrics.json. Killed at any moment, the same
     command continues; what is already measured is not measured again.
     """
+    from asrkd.evaluation.card import write_card
     from asrkd.evaluation.decode import DecodingOptions
     from asrkd.evaluation.evaluate import EvaluationOptions
     from asrkd.evaluation.evaluate import evaluate as run_evaluation
@@ -91,6 +95,8 @@ def evaluate(
     entries = [Entry(result)]
     write_report(entries, [], folder)
     write_page(entries, [], folder, parts)
+    if card:
+        write_card(package, result)
     console().print(console_table(headline(entries)))
     typer.echo(folder)
 

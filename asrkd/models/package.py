@@ -237,7 +237,8 @@ def set_licence(folder: str | os.PathLike[str], licence: str) -> None:
     card = root / CARD
     if card.is_file():
         told = card.read_text(encoding="utf-8")
-        told = told.replace(f"license: {before}\n", f"license: {licence}\n", 1)
+        for quote in ("", '"'):  # as written here, and by the evaluation
+            told = told.replace(f"license: {quote}{before}{quote}\n", f"license: {quote}{licence}{quote}\n", 1)
         write_atomically(card, told.replace(f"Licence: {before}", f"Licence: {licence}").encode())
     write_atomically(root / CONFIG, text.encode())
 

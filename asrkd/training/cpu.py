@@ -12,7 +12,7 @@ from asrkd.types import Frames
 
 ROUND_FRAMES = 32
 """Feature frames to whose multiple a batch is padded on a CPU."""
-PRIMITIVES = 6_000
+PRIMITIVES = 3_000
 """Compiled kernels that oneDNN keeps; by itself 1,024, which few dozens of shapes fill."""
 
 
