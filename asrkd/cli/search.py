@@ -48,7 +48,13 @@ def search_options(
         raise ValueError("--hotwords: expected --beam above 1 and no --lm beside it")
     found: dict[str, Any] = {"beam": beam}
     if hotwords is not None:
-        found |= {"hotwords": read_lines(hotwords), "hotword_boost": hotword_boost}
+        from asrkd.streaming.segment import encode_hotwords
+
+        phrases = read_lines(hotwords)
+        encode_hotwords(
+            phrases, model.tokenizer, hotword_boost
+        )  # what cannot be written is said before any audio is heard
+        found |= {"hotwords": phrases, "hotword_boost": hotword_boost}
     if lm is not None:
         from asrkd.streaming.segment import open_word_lm
 

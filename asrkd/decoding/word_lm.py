@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,11 @@ class WordLm:
             raise LmError(f"{path}: none of its {self.left_out} words can be written in the model's vocabulary")
         dictionary = Dictionary([*self.words, UNKNOWN_WORD])
         try:
-            self._lm = KenLM(str(path), dictionary)
+            with _quiet():
+                self._lm = KenLM(str(path), dictionary)
         except Exception as error:
-            raise LmError(f"{path}: {' '.join(str(error).split())[:200]}") from None
+            # KenLM's message begins with where in its source it stands, and ends with what is wrong.
+            raise LmError(f"{path}: KenLM: …{' '.join(str(error).split())[-160:]}") from None
         # flashlight wants a token for silence beside the blank: one more than there are, which no frame ever holds.
         self._silence = len(vocabulary)
         self._trie = Trie(len(vocabulary) + 1, self._silence)
@@ -163,6 +166,19 @@ class WordSearch:
             if len(found) == n:
                 break
         return list(found.items()) or [((), -math.inf)]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """KenLM draws a progress bar on standard error, from C++ and whether or not it is a terminal."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def arpa_words(path: str | os.PathLike[str]) -> list[str]:

@@ -20,8 +20,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package.save(make_student(), folder / "package")
     soundfile.write(folder / "a.wav", np.clip(speech(4.0), -1, 1), 16000)
     words = ["ab", "bc", "de", "a", "c"]
-    lines = ["\\data\\", f"ngram 1={len(words) + 3}", "", "\\1-grams:", "-99\t<s>", "-1\t</s>", "-2\t<unk>"]
-    (folder / "lm.arpa").write_text("\n".join([*lines, *(f"-0.8\t{w}" for w in words), "", "\\end\\", ""]))
+    head = ["\\data\\", f"ngram 1={len(words) + 3}", "ngram 2=1", "", "\\1-grams:"]
+    unigrams = ["-99\t<s>\t-0.1", "-1\t</s>", "-2\t<unk>\t-0.1", *(f"-0.8\t{word}\t-0.1" for word in words)]
+    bigrams = ["", "\\2-grams:", "-0.2\tab bc", "", "\\end\\", ""]
+    (folder / "lm.arpa").write_text("\n".join([*head, *unigrams, *bigrams]))
     (folder / "hot.txt").write_text("eee\n\nddd\n")
     (folder / "empty.txt").write_text("\n")
     (folder / "strange.txt").write_text("ab\nxyz\n")
