@@ -39,6 +39,13 @@ def export(
     ] = None,
     max_loss: Annotated[float, typer.Option(help="Largest relative loss of WER that --int8 may cost.")] = 0.02,
     normaliser: Annotated[str, typer.Option(help="Of both texts when WER is measured.")] = "none",
+    finetune: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Audio (as --data) to fine-tune the student on, under its own posteriors, when int8 costs too much."
+        ),
+    ] = None,
+    finetune_steps: Annotated[int, typer.Option(min=1, help="Batches of that fine-tuning.")] = 200,
     force: Annotated[bool, typer.Option("--force", help="Write the int8 export whatever it costs.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Only compare an export that is there with its package.")
@@ -46,7 +53,8 @@ def export(
 ) -> None:
     """Write PACKAGE as ONNX, checked against the package over whole utterances before it is put in place.
 
-    The int8 export is refused where it costs more than --max-loss of the WER, unless forced.
+    The int8 export is refused where it costs more than --max-loss of the WER, unless forced. With --finetune the student then first
+    learns to say in int8 what it said in float32; the fine-tuned package is put beside the export.
     """
     from asrkd.export.check import check as compare
     from asrkd.export.write import ExportError
@@ -72,32 +80,61 @@ def export(
         difference = compare(made, model, _audios(model, parts))
         typer.echo(f"float32: largest difference of log-probabilities {difference:.2g}")
         if int8:
-            made = _quantised(made, model, parts, max_loss, normaliser, force)
+            gate = _Gate(model, parts, max_loss, normaliser)
+            smaller = gate.quantised(made, model)
+            if not gate.passed and finetune:
+                tuned = _finetuned(model, read_parts(finetune), finetune_steps)
+                write(tuned, made, to, chunk_frames=chunk_frames, left_context_frames=left_context_frames)  # type: ignore[arg-type]
+                smaller = gate.quantised(made, tuned)
+                if gate.passed or force:
+                    licence = packages.read_config(package)["licence"]
+                    packages.save(tuned, target.with_name(f"{target.name}-package"), licence=licence)
+            if not (gate.passed or force):
+                raise ExportError(gate.refusal)
+            made = smaller
         _put(made, target)
     typer.echo(target)
 
 
-def _quantised(
-    made: Path, model: StreamingConformer, parts: dict[str, CutSet], max_loss: float, normaliser: str, force: bool
-) -> Path:
+class _Gate:
+    """What int8 costs, and whether that is too much."""
+
+    def __init__(self, model: StreamingConformer, parts: dict[str, CutSet], max_loss: float, normaliser: str) -> None:
+        self.model, self.parts, self.max_loss, self.normaliser = model, parts, max_loss, normaliser
+        self.passed, self.refusal = True, ""
+
+    def quantised(self, made: Path, source: StreamingConformer) -> Path:
+        """The int8 form of an export that was made of ``source``, measured beside the model as it came."""
+        from lhotse import CutSet
+
+        from asrkd.export.check import cost, quantise
+
+        smaller = made.with_name("int8")
+        quantise(made, smaller)
+        if not self.parts:
+            return smaller
+        cuts = CutSet.from_cuts([cut for part in self.parts.values() for cut in part])
+        with stages() as stage:
+            found = cost(
+                smaller, source, cuts, normaliser=self.normaliser, reference=self.model, progress=stage("int8")
+            )
+        typer.echo(f"int8: {found}")
+        self.passed = found.relative <= self.max_loss
+        self.refusal = (
+            f"int8: expected to lose at most {100 * self.max_loss:g} % of the WER, found {100 * found.relative:.1f} %; "
+            "--finetune CUTS may mend it, --force writes it all the same"
+        )
+        return smaller
+
+
+def _finetuned(model: StreamingConformer, parts: dict[str, CutSet], steps: int) -> StreamingConformer:
     from lhotse import CutSet
 
-    from asrkd.export.check import cost, quantise
-    from asrkd.export.write import ExportError
+    from asrkd.export.finetune import finetune
 
-    smaller = made.with_name("int8")
-    quantise(made, smaller)
-    if parts:
-        cuts = CutSet.from_cuts([cut for part in parts.values() for cut in part])
-        with stages() as stage:
-            found = cost(smaller, model, cuts, normaliser=normaliser, progress=stage("int8"))
-        typer.echo(f"int8: {found}")
-        if found.relative > max_loss and not force:
-            raise ExportError(
-                f"int8: expected to lose at most {100 * max_loss:g} % of the WER, found {100 * found.relative:.1f} %; "
-                "--force writes it all the same"
-            )
-    return smaller
+    cuts = CutSet.from_cuts([cut for part in parts.values() for cut in part])
+    with stages() as stage:
+        return finetune(model, cuts, steps=steps, progress=stage("fine-tuning"))
 
 
 def _audios(model: StreamingConformer, parts: dict[str, CutSet]) -> list[NDArray[np.float32]]:

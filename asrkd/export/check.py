@@ -121,6 +121,7 @@ def cost(
     cuts: CutSet,
     *,
     normaliser: str = "none",
+    reference: StreamingConformer | None = None,
     progress: Progress = lambda done, total, text: None,
 ) -> Cost:
     """WER of an export beside its model's, greedy, both streaming, on the same audio.
@@ -130,6 +131,7 @@ def cost(
         model: That it was made of.
         cuts: With transcripts.
         normaliser: Of both texts.
+        reference: The model that the loss counts from; ``None``: the one that the export was made of.
         progress: Called with utterances done, utterances in all, and a text.
 
     Raises:
@@ -137,12 +139,13 @@ def cost(
     """
     export = ExportedStudent(folder)
     _same_weights(folder, export, model)
+    first_model = model if reference is None else reference
     everything = list(cuts)
     references, before, after = {}, {}, {}
     for done, cut in enumerate(everything, start=1):
         audio = load_batch(CutSet.from_cuts([cut]), None, sample_rate_hz=model.sample_rate_hz).audio[0].numpy()
         references[cut.id] = transcript(cut) or ""
-        before[cut.id] = text_of(model, reference_log_probs(model, audio, export))
+        before[cut.id] = text_of(model, reference_log_probs(first_model, audio, export))
         after[cut.id] = text_of(model, export.log_probs(audio))
         progress(done, len(everything), "")
     if not everything:
