@@ -1,8 +1,9 @@
-"""Distillation-aware fine-tuning of a student that shall run in int8: it learns, with rounding in its way, to say what it said in float32.
+"""Distillation-aware fine-tuning of a student that shall run in int8.
 
-Matrix products hear their inputs and weights as onnxruntime's dynamic quantisation will make them (weights symmetric, one scale an output
-channel; inputs one scale and zero point a tensor), gradients pass the rounding unchanged (Bengio et al. 2013, straight-through; Jacob et al. 2018).
-The target is the frame KL to the same student in float32, so that no transcript is needed.
+With rounding in its way, it learns to say what it said in float32. Matrix products hear inputs and weights as onnxruntime's
+dynamic quantisation will make them (weights symmetric, one scale an output channel; inputs one scale and zero point a tensor);
+gradients pass the rounding unchanged (Bengio et al. 2013, straight-through; Jacob et al. 2018). The target is the frame KL to the
+same student in float32, so that no transcript is needed.
 
 Dimension legend: B utterances, T frames, D input features, V tokens.
 """
