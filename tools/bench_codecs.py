@@ -1,8 +1,9 @@
 """WER of the student against bytes an hour of stored targets, for several codecs and seeds; and stored against live targets.
 
     python tools/bench_codecs.py --demo exp/demo1 exp/demo2 exp/demo3 --out exp/codecs
+    python tools/bench_codecs.py --demo exp/demo1 --seeds 1 2 3 --out exp/codecs
 
-Each --demo is the folder of a finished `asrkd demo` with a seed of its own (its teacher, corpus and student alone are used). For each
+Each --demo is the folder of a finished `asrkd demo` (its teacher and corpus are used), each seed one of the student's training. For each
 codec the student is trained under the teacher's targets kept with it, with the demo's recipe but for the number of epochs,
 frame KL beside CTC, without the N-best term, so that the codec is all that differs. Prints Markdown; draws codecs.svg.
 Killed at any moment, the same command continues.
@@ -35,16 +36,19 @@ def asrkd(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "asrkd", *words], check=True, stdout=subprocess.DEVNULL)
 
 
-def trained(demo: Path, out: Path, name: str, epochs: int, more: list[str]) -> Path:
+def trained(demo: Path, out: Path, name: str, seed: int, epochs: int, more: list[str]) -> Path:
     """Train and evaluate one student; gives the folder of its run."""
-    run = (out / demo.name / name.replace(" ", "_")).resolve()
-    seed = json.loads((demo / "teacher" / "run.json").read_text(encoding="utf-8"))["recipe"]["seed"]
+    run = (out / demo.name / f"{name.replace(' ', '_')}.{seed}").resolve()
     recipe = recipes_dir() / "spoken_numbers" / "student_distilled.yaml"
     words = [f"workdir={demo.resolve()}", f"seed={seed}", f"output={run}", f"training.epochs={epochs}", LOSSES]
     asrkd("train", str(recipe), *words, "targets.nbest=0", *more)
     parts = [word for part in ("test-clean", "test-other") for word in ("--data", str(demo / "corpus" / part))]
     asrkd("evaluate", str(run / "package"), *parts, "--no-speed", "--out", str(run / "evaluation"))
     return run
+
+
+def own_seed(demo: Path) -> int:
+    return int(json.loads((demo / "teacher" / "run.json").read_text(encoding="utf-8"))["recipe"]["seed"])
 
 
 def pooled_wer(run: Path) -> float:
@@ -69,23 +73,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="*", help="of the students; default: each demo's own")
     parser.add_argument("--epochs", type=int, default=3)
     arguments = parser.parse_args()
     out: Path = arguments.out
     table: dict[str, list[float]] = {}
     size: dict[str, list[float]] = {}
     speed: dict[str, list[float]] = {}
-    for demo in arguments.demo:
+    pairs = [(demo, seed) for demo in arguments.demo for seed in arguments.seeds or [own_seed(demo)]]
+    for demo, seed in pairs:
         for name, codec in CODECS.items():
             targets = (out / demo.name / f"targets_{name.replace(' ', '_')}").resolve()
-            run = trained(demo, out, name, arguments.epochs, [f"targets.folder={targets}", *codec])
+            run = trained(demo, out, name, seed, arguments.epochs, [f"targets.folder={targets}", *codec])
             table.setdefault(name, []).append(pooled_wer(run))
             size.setdefault(name, []).append(megabytes_per_hour(targets))
             speed.setdefault(name, []).append(float(np.median([s["audio_s_per_s"] for s in steps(run)])))
-        run = trained(demo, out, "live", arguments.epochs, ["targets.live=true"])
+        run = trained(demo, out, "live", seed, arguments.epochs, ["targets.live=true"])
         table.setdefault("live", []).append(pooled_wer(run))
         speed.setdefault("live", []).append(float(np.median([s["audio_s_per_s"] for s in steps(run)])))
-    print(f"{len(arguments.demo)} seeds, {arguments.epochs} epochs; WER pooled over both test sets.\n")
+    print(f"{len(pairs)} seeds, {arguments.epochs} epochs; WER pooled over both test sets.\n")
     print("| targets | MB an hour | WER by seed | mean | audio s/s of training |\n|---|---|---|---|---|")
     for name, errors in table.items():
         stored = f"{np.mean(size[name]):.3f}" if name in size else "0 (teacher at every step)"
