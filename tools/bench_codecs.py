@@ -3,7 +3,8 @@
     python tools/bench_codecs.py --demo exp/demo1 exp/demo2 exp/demo3 --out exp/codecs
     python tools/bench_codecs.py --demo exp/demo1 --seeds 1 2 3 --out exp/codecs
 
-Each --demo is the folder of a finished `asrkd demo` (its teacher and corpus are used), each seed one of the student's training. For each
+Each --demo is the folder of a finished `asrkd demo` (its teacher and corpus are used), each seed one of the student's training. For
+each
 codec the student is trained under the teacher's targets kept with it, with the demo's recipe but for the number of epochs,
 frame KL beside CTC, without the N-best term, so that the codec is all that differs. Prints Markdown; draws codecs.svg.
 Killed at any moment, the same command continues.
