@@ -215,6 +215,7 @@ def read_cut(cut: Cut, sample_rate_hz: int) -> NDArray[np.float32]:
     """
     if cut.sampling_rate != sample_rate_hz:
         cut = cut.resample(sample_rate_hz)
+    stored = cut
     cut = _fetched(cut)
     if isinstance(cut, DataCut) and cut.recording is not None:
         transforms = [_as_soxr(transform) for transform in cut.recording.transforms or ()]
@@ -232,7 +233,7 @@ def read_cut(cut: Cut, sample_rate_hz: int) -> NDArray[np.float32]:
         for path in audio_files(cut):  # our own reader gives the better reason, where it fails too
             check_audio(path)
         reason = str(error).strip().splitlines() or [repr(error)]
-        raise ValueError(f"utterance {cut.id}: {', '.join(map(str, audio_files(cut)))}: {reason[0]}") from error
+        raise ValueError(f"utterance {cut.id}: {', '.join(map(str, audio_files(stored)))}: {reason[0]}") from error
     return samples[0] if samples.shape[0] == 1 else samples.mean(axis=0)
 
 

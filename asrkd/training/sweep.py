@@ -242,7 +242,7 @@ class Study:
                 "trial": place,
                 "ended": trial.user_attrs["ended"],
                 self.plan.config.metric: trial.user_attrs["value"],
-                "values": dict(trial.params),
+                "values": {name: _shown(self.plan.config.space[name], v) for name, v in trial.params.items()},
                 "epochs": {str(epoch): value for epoch, value in sorted(trial.intermediate_values.items())},
             }
             for place, trial in enumerate(self.ended())
@@ -260,7 +260,7 @@ class Study:
         best = self.best()
         if best is None:
             return
-        content = changed(self.plan, best["values"], in_trial=False)
+        content = changed(self.plan, self.ended()[best["trial"]].params, in_trial=False)
         folder = self.plan.folder.resolve()
         if "teacher_recipes" in content:  # relative to the file that names them
             content["teacher_recipes"] = [os.path.relpath(other, folder) for other in content["teacher_recipes"]]
@@ -269,6 +269,13 @@ class Study:
         head = f"# Best of {len(self.rows())} trials of {self.plan.source.name}: {found}.\n"
         write_atomically(self.plan.folder / BEST, (head + yaml.safe_dump(content, sort_keys=False)).encode())
         load_recipe(self.plan.folder / BEST)
+
+
+def _shown(dimension: SweepRange | SweepChoices, label: Any) -> Any:
+    """The value behind a label; of a group its name."""
+    if isinstance(dimension, SweepChoices) and not isinstance(dimension.choices, dict):
+        return json.loads(label)
+    return label
 
 
 def _suggest(handle: Any, name: str, dimension: SweepRange | SweepChoices) -> Any:
