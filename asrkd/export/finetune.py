@@ -112,7 +112,7 @@ def finetune(
                 reduction="mean",
             )
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimiser.step()
             schedule.step()

@@ -24,10 +24,15 @@ pytest.importorskip("onnxscript", reason="the extra export is not installed")
 
 def test_finetuning_brings_int8_nearer_to_float32(prepared: Path, tmp_path: Path) -> None:
     model = student()
+    with torch.no_grad():
+        # Some inputs weigh 25 times as much as others: what a grid of 255 steps a channel is bad at.
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Linear) and layer is not model.ctc_head:
+                layer.weight[:, ::9] *= 25
     cuts = CutSet.from_file(prepared / "cuts_test-clean.jsonl.gz")
     train = CutSet.from_file(prepared / "cuts_train.jsonl.gz")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tuned = finetune(model, train, steps=12, peak_lr=3e-4, max_duration_s=20)
+    tuned = finetune(model, train, steps=40, peak_lr=1e-4, max_duration_s=20)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert set(tuned.state_dict()) == set(before)
 
@@ -43,7 +48,7 @@ def test_finetuning_brings_int8_nearer_to_float32(prepared: Path, tmp_path: Path
             frames += len(said)
         return total / frames
 
-    assert divergence(tuned, "tuned") < 0.9 * divergence(model, "plain")
+    assert divergence(tuned, "tuned") < 0.7 * divergence(model, "plain")
 
 
 def test_rounding_is_onnxruntimes(tmp_path: Path) -> None:
