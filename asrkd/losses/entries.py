@@ -258,7 +258,7 @@ def _posteriors(inputs: LossInputs) -> Frames | TopK:
 
 
 def _lattice(inputs: LossInputs) -> Tensor:
-    """The teacher's ``(B, T, U+1, V)``."""
+    """The teacher's ``(B, T, U+1, V)`` with as many frames, padding included, as the student's."""
     lattice = _targets(inputs).lattice
     assert lattice is not None
     if inputs.encoded is not None and abs(lattice.frame_shift_s - inputs.encoded.frame_shift_s) > 1e-6:
@@ -266,7 +266,9 @@ def _lattice(inputs: LossInputs) -> Tensor:
             f"targets.lattice: expected frames of {1000 * inputs.encoded.frame_shift_s:g} ms as the student's, found "
             f"{1000 * lattice.frame_shift_s:g} ms"
         )
-    return lattice.values
+    assert inputs.transducer_logits is not None
+    missing = inputs.transducer_logits.shape[1] - lattice.values.shape[1]
+    return torch.nn.functional.pad(lattice.values, (0, 0, 0, 0, 0, missing))
 
 
 def _frame_options(inputs: LossInputs) -> dict[str, Any]:

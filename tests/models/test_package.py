@@ -113,7 +113,7 @@ def test_refusals_are_one_line_and_name_the_reason(tokenizer: Tokenizer, tmp_pat
     (fresh("json") / "config.json").write_text("{")
     refused("json", "not JSON")
     _edit(fresh("schema"), schema_version=99)
-    refused("schema", "schema_version: expected 1, found 99")
+    refused("schema", "schema_version: expected at most 1, found 99: made by a newer asrkd")
     _edit(fresh("kind"), model={"kind": "perceptron"})
     refused(
         "kind",

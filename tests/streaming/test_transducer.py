@@ -91,6 +91,6 @@ def test_endpoints_part_the_labels_and_change_none(student: StreamingTransducer)
 
 def test_a_beam_is_refused(student: StreamingTransducer) -> None:
     with pytest.raises(
-        ValueError, match="beam: expected 1 for a streaming_transducer, whose search is greedy; found 4"
+        ValueError, match="expected none for a streaming_transducer, whose search is greedy; found beam 4"
     ):
         Recognizer(student, RecognizerOptions(beam=4))

@@ -46,7 +46,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Path:
     return folder
 
 
-def recipe_of(place: Path, corpus: Path, teacher: Path, losses: list[dict[str, Any]], **more: Any) -> Path:
+def recipe_of(place: Path, corpus: Path, taught_by: Path, losses: list[dict[str, Any]], **more: Any) -> Path:
     content = {
         "name": "student",
         "workdir": str(place),
@@ -57,10 +57,10 @@ def recipe_of(place: Path, corpus: Path, teacher: Path, losses: list[dict[str, A
             "max_duration_s": 6,
             "buckets": 2,
         },
-        "tokenizer": {"kind": "char", "package": str(teacher)},
+        "tokenizer": {"kind": "char", "package": str(taught_by)},
         "model": MODEL,
         "losses": losses,
-        "teacher": str(teacher),
+        "teacher": str(taught_by),
         "targets": {"live": True, "nbest": 0},
         "augment": {"spec": None},
         "training": {"epochs": 10, "max_steps": 20, "log_gradient_shares": True, "optimiser": {"warmup_steps": 2}},
@@ -180,7 +180,7 @@ def test_learns_its_training_utterances_and_recognises_them_in_every_way(tmp_pat
             "max_duration_s": 3.5 * cuts[-1].duration,
             "buckets": 1,
         },
-        training={"epochs": 3, "average": 1, "optimiser": {"peak_lr": 4e-3, "warmup_steps": 10}},
+        training={"epochs": 8, "average": 1, "optimiser": {"peak_lr": 4e-3, "warmup_steps": 10}},
     )
     outcome = train(load_recipe(path))
     lines = records(tmp_path)
