@@ -114,7 +114,7 @@ def main() -> None:
     model = asrkd.load(arguments.package)
     chunk_ms = 1000 * model.config.chunk_frames * model.frame_shift_s
     files = sorted(path for path in arguments.audio.rglob("*") if path.suffix in AUDIO_SUFFIXES)[:20]
-    audios = [(32767 * np.clip(read_audio(path, RATE_HZ), -1, 1)).astype("<i2") for path in files]
+    audios = [(32767 * np.clip(read_audio(path, RATE_HZ)[0], -1, 1)).astype("<i2") for path in files]
     print(
         f"{model.num_parameters / 1e6:.2f} M parameters, chunks of {chunk_ms:.0f} ms, {arguments.threads} thread, clients on the same "
         f"{platform.machine()} machine\n\n| streams | chunks | median latency | p99 | slowest | server, cores | every chunk on time |\n"

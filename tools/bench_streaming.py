@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -210,7 +209,9 @@ def measure(system: str, folder: Path, chunk: int, seconds: float, repeats: int)
         if repeat:
             rtfs.append(sum(times) / (len(chunks) * size / RATE_HZ))
             slowest = max(slowest, *times)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Of this program alone: getrusage would carry over what the parent had before it became this one.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
     found = {"rtf": float(np.median(rtfs)), "low": min(rtfs), "high": max(rtfs), "slowest_ms": 1e3 * slowest}
     return found | {"start_up_s": start_up, "peak_mb": peak / 1e6, "parameters": count}
 
