@@ -32,6 +32,7 @@ from asrkd.targets.hidden import (
     read_quantisers,
     some_states,
 )
+from asrkd.targets.ranks import join_ranks
 from asrkd.targets.store import (
     HEADER,
     SCHEMA_VERSION,
@@ -171,7 +172,7 @@ def _ranks() -> Iterator[tuple[int, int, Any]]:
         return
     own_group = not dist.is_initialized()
     if own_group:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        join_ranks("gloo", _PATIENCE)
     group = dist.new_group(backend="gloo", timeout=_PATIENCE)
     try:
         yield dist.get_rank(), ranks, group

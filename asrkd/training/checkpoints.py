@@ -88,18 +88,20 @@ def _under_other_name(path: Path) -> Path:
     return path.with_name(_WRITING + path.name)
 
 
-def average_of_best(checkpointer: Checkpointer, count: int, *, min_key: str) -> dict[str, Tensor]:
+def average_of_best(checkpointer: Checkpointer, count: int, *, min_key: str, otherwise: str) -> dict[str, Tensor]:
     """Mean of the model weights of the ``count`` checkpoints with the smallest ``min_key`` (newest first on ties).
 
     Args:
         checkpointer: Where the checkpoints lie; each holds the weights under the name ``model``.
         count: How many to average, fewer where there are fewer.
         min_key: Key of the checkpoints' metadata.
+        otherwise: Key of which the largest are taken where no checkpoint has ``min_key``.
 
     Returns:
         A state dict. Integer buffers come from the best checkpoint.
     """
     best = checkpointer.find_checkpoints(min_key=min_key, max_num_checkpoints=count)
+    best = best or checkpointer.find_checkpoints(max_key=otherwise, max_num_checkpoints=count)
 
     # Also for one: the average is what is loaded, never a pickle with code in it.
     return average_checkpoints(best, "model", parameter_loader=partial(torch.load, weights_only=True))

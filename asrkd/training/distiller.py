@@ -133,6 +133,7 @@ class Distiller(sb.Brain):
         )
         self._window = _Window.new()
         self._valid_errors = self._valid_words = 0
+        self._validates = True
 
     # Randomness -------------------------------------------------------------------------------------------------------
 
@@ -397,6 +398,8 @@ class Distiller(sb.Brain):
     def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
         if stage == sb.Stage.TRAIN:
             self._train_loss = stage_loss
+            if not self._validates:  # otherwise after the development data
+                self._keep({"epoch": epoch}, max_keys=["epoch"])
             return
         wer = self._sum_over_ranks(self._valid_errors) / max(1.0, self._sum_over_ranks(self._valid_words))
         record = {"kind": "valid", "step": self.optimizer_step, "epoch": epoch, "loss": float(stage_loss), "wer": wer}
@@ -407,11 +410,12 @@ class Distiller(sb.Brain):
         patience = self.settings.early_stop_epochs
         if patience is not None and self.epochs_since_best >= patience:
             self.epoch_counter.limit = self.epoch_counter.current
+        self._keep({"wer": wer, "epoch": epoch}, min_keys=["wer"])
+
+    def _keep(self, meta: dict[str, Any], **keys: list[str]) -> None:
+        """Save a checkpoint and keep those that are averaged, and the last."""
         self.checkpointer.save_and_keep_only(
-            meta={"wer": wer, "epoch": epoch},
-            min_keys=["wer"],
-            num_to_keep=self.settings.average,
-            verbosity=logging.DEBUG,
+            meta=meta, **keys, num_to_keep=self.settings.average, verbosity=logging.DEBUG
         )
         self._last_step_ended = time.perf_counter()
 
@@ -442,6 +446,7 @@ class Distiller(sb.Brain):
     def train(self, train_loader: Any, valid_loader: Any, sampler: GroupSampler) -> None:
         """Fit, from the last whole checkpoint if there is one."""
         self.train_sampler = sampler
+        self._validates = valid_loader is not None
         sampler.start = lambda: self.step
         self.fit(self.epoch_counter, train_loader, valid_loader)
         self.log.close()

@@ -29,6 +29,7 @@ from asrkd.models import package
 from asrkd.models.base import Recogniser
 from asrkd.targets.hidden import HiddenCodec
 from asrkd.targets.label import label
+from asrkd.targets.ranks import join_ranks
 from asrkd.targets.store import TargetsStore
 from asrkd.teachers.base import Teacher
 from asrkd.teachers.config import HuggingFaceSpec, PackageSpec, teacher_name
@@ -272,8 +273,8 @@ def feature_statistics(model: Recogniser, cuts: CutSet) -> tuple[torch.Tensor, t
 
 def _save_package(recipe: Recipe, distiller: Distiller) -> None:
     model = distiller.model
-    min_key = "wer"
-    model.load_state_dict(average_of_best(distiller.checkpointer, recipe.training.average, min_key=min_key))
+    best = average_of_best(distiller.checkpointer, recipe.training.average, min_key="wer", otherwise="epoch")
+    model.load_state_dict(best)
     metrics = {
         "name": recipe.name,
         "optimiser_steps": distiller.optimizer_step,
@@ -406,7 +407,7 @@ def _process_group(device: str) -> Any:
     if device.startswith("cuda"):
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    join_ranks("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield device
     finally:
