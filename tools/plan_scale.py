@@ -63,7 +63,7 @@ class Assumptions:
     views: int = 1
     efficiency: float = 0.9
     gpu_hour_price: float = 0.0
-    audio_mb_per_hour: float = 63.0
+    audio_mb_per_hour: float = 61.7
     targets_mb_per_hour: float = 1.35
     utterance_s: float = 12.3
     checkpoints: int = 11
@@ -76,7 +76,7 @@ ORIGIN = {
     "views": "given or of the recipe; speeds at which each utterance is heard and labelled",
     "efficiency": "assumed; speed of N devices by N times the speed of one, in training (labelling shares nothing: 1)",
     "gpu_hour_price": "given",
-    "audio_mb_per_hour": "LibriSpeech's FLAC: 60.4 GB for 960.9 h",
+    "audio_mb_per_hour": "OpenSLR: 59.3 GB of archives (FLAC) for the 960.9 h of LibriSpeech",
     "targets_mb_per_hour": "docs/benchmarks.md: 0.90 of posteriors (V = 1000, worst case) and 0.45 of 3-best lists",
     "utterance_s": "LibriSpeech's mean: 960.9 h in 281,241 utterances",
     "checkpoints": "given or of the recipe (training.average + 1); each holds weights and AdamW's moments, 12 bytes a parameter",

@@ -23,7 +23,6 @@ def join_ranks(backend: str, timeout: timedelta | None = None) -> None:
     if start == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
         dist.init_process_group(backend, timeout=timeout)
         return
-    store, rank, ranks = next(dist.rendezvous("env://"))
-    dist.init_process_group(
-        backend, store=dist.PrefixStore(f"start_{start}", store), rank=rank, world_size=ranks, timeout=timeout
-    )
+    store, rank, ranks = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    own = dist.PrefixStore(f"start_{start}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=own, rank=rank, world_size=ranks, timeout=timeout)
