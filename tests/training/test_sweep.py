@@ -152,7 +152,8 @@ def test_a_trial_that_falls_behind_is_ended(tmp_path: Path, prepared: Path) -> N
 
 def test_trials_that_fail_end_the_sweep_with_their_reason(tmp_path: Path, prepared: Path) -> None:
     recipe = write(tmp_path, prepared, "gone")
-    recipe.write_text(recipe.read_text(encoding="utf-8").replace("cuts_dev.", "cuts_nowhere."), encoding="utf-8")
+    text = recipe.read_text(encoding="utf-8").replace("cuts_dev.", "cuts_nowhere.").replace("trials: 2", "trials: 5")
+    recipe.write_text(text, encoding="utf-8")
     answer = subprocess.run(command(recipe), capture_output=True, text=True, check=False)
     assert answer.returncode == 2
     assert "the last 3 trials failed" in answer.stderr and "no such file or folder" in answer.stderr
